@@ -1,0 +1,1 @@
+"""Look inside: what was routed where, metrics of it, and the report."""
