@@ -1,3 +1,25 @@
 """mixtura: the mixture-of-experts toolkit for Python."""
 
+from mixtura import kernels, losses, routers
+from mixtura.errors import UserError
+from mixtura.experts import MLP, GroupedMLP, ModuleExperts
+from mixtura.layer import MoE, MoEConfig
+from mixtura.losses import attach, collect_losses
+from mixtura.routing import Routing, Rows
+
+__all__ = [
+    "MLP",
+    "GroupedMLP",
+    "MoE",
+    "MoEConfig",
+    "ModuleExperts",
+    "Routing",
+    "Rows",
+    "UserError",
+    "attach",
+    "collect_losses",
+    "kernels",
+    "losses",
+    "routers",
+]
 __version__ = "0.1.0"

@@ -1,0 +1,92 @@
+"""Expert kernels: plain tensors in and out. `grouped_mlp` chooses one; `use` forces it, `describe` tells.
+
+`reference` is the loop that every other kernel is compared with; `cpu` is the fast one where there is no GPU kernel.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+from mixtura.kernels import cpu, reference
+from mixtura.kernels.activations import ACTIVATIONS, Activation
+from mixtura.kernels.rows import RowIndex, combine_rows, gather_rows, sum_rows
+
+__all__ = [
+    "ACTIVATIONS",
+    "KERNELS",
+    "Activation",
+    "RowIndex",
+    "combine_rows",
+    "describe",
+    "gather_rows",
+    "grouped_mlp",
+    "sum_rows",
+    "use",
+]
+
+KERNELS: dict[str, Callable[..., Tensor]] = {"cpu": cpu.grouped_mlp, "reference": reference.grouped_mlp}
+_forced: ContextVar[str | None] = ContextVar("mixtura_kernel", default=None)
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """Force one kernel inside the block: "reference" or "cpu".
+
+    Raises:
+        ValueError: the name is no kernel's.
+
+    Example:
+        >>> with use("reference"):
+        ...     describe()["kernel"]
+        'reference'
+    """
+    if name not in KERNELS:
+        raise ValueError(f"expected a kernel among {sorted(KERNELS)}, got {name!r}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def describe() -> dict[str, str]:
+    """Which kernel runs now, why, and on what library.
+
+    Example:
+        >>> describe()["kernel"]
+        'cpu'
+    """
+    forced = _forced.get()
+    return {
+        "kernel": forced or "cpu",
+        "reason": "forced by mixtura.kernels.use" if forced else "the only fast kernel so far; runs on any device",
+        "torch": torch.__version__,
+        "cpu capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def grouped_mlp(
+    x_TD: Tensor,
+    weight_N: Tensor,
+    index: RowIndex,
+    *,
+    up: Tensor,
+    down: Tensor,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    activation: str,
+) -> Tensor:
+    """Every expert's MLP on its own rows, times the row's weight; see `reference.grouped_mlp` for the shapes.
+
+    Example:
+        >>> index = RowIndex(torch.tensor([0]), torch.tensor([1]), torch.tensor([[0]]), 1, True)
+        >>> one = torch.ones(1, 1, 1)
+        >>> grouped_mlp(torch.tensor([[3.0]]), torch.tensor([2.0]), index, up=one, down=one, activation="relu").tolist()
+        [[6.0]]
+    """
+    kernel = KERNELS[_forced.get() or "cpu"]
+    return kernel(x_TD, weight_N, index, up=up, down=down, up_bias=up_bias, down_bias=down_bias, activation=activation)

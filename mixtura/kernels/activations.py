@@ -1,0 +1,65 @@
+"""Activations of an expert's hidden layer, each with the derivative that a custom backward needs.
+
+A gated activation takes 2F pre-activation columns (gate half first, then up) and gives F.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_aten = torch.ops.aten
+
+
+class Activation(NamedTuple):
+    """One activation: forward z -> a, backward (da, z) -> (a, dz), and whether z has a gate half.
+
+    `backward` recomputes a from z, since a is never kept between the passes.
+
+    Example:
+        >>> ACTIVATIONS["relu"].forward(torch.tensor([-1.0, 2.0])).tolist()
+        [0.0, 2.0]
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    gated: bool
+
+
+def _relu_grad(grad: Tensor, z: Tensor) -> Tensor:
+    result: Tensor = _aten.threshold_backward(grad, z, 0)
+    return result
+
+
+def _plain(forward: Callable[[Tensor], Tensor], grad: Callable[[Tensor, Tensor], Tensor]) -> Activation:
+    return Activation(forward, lambda da, z: (forward(z), grad(da, z)), gated=False)
+
+
+def _gated(forward: Callable[[Tensor], Tensor], grad: Callable[[Tensor, Tensor], Tensor]) -> Activation:
+    def gate_times_up(z: Tensor) -> Tensor:
+        gate, up = z.chunk(2, dim=-1)
+        return forward(gate) * up
+
+    def backward(da: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = z.chunk(2, dim=-1)
+        activated = forward(gate)
+        dz = torch.empty_like(z)
+        dgate, dup = dz.chunk(2, dim=-1)
+        dgate.copy_(grad(da * up, gate))
+        torch.mul(da, activated, out=dup)
+        return activated * up, dz
+
+    return Activation(gate_times_up, backward, gated=True)
+
+
+_gelu = torch.nn.functional.gelu
+_silu = torch.nn.functional.silu
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": _plain(torch.relu, _relu_grad),
+    "gelu": _plain(_gelu, _aten.gelu_backward),
+    "silu": _plain(_silu, _aten.silu_backward),
+    "swiglu": _gated(_silu, _aten.silu_backward),
+    "geglu": _gated(_gelu, _aten.gelu_backward),
+}

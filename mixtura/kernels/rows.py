@@ -1,0 +1,113 @@
+"""Rows by index: which token each expert row comes from, and where a token finds its rows again.
+
+Only indices are sorted; token rows are read through them. Both directions are gathers: with K choices per token the
+backward of a gather is a gather-and-sum, so nothing here needs atomics and repeated runs are equal to the last bit.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class RowIndex(NamedTuple):
+    """The kept assignments, grouped by expert, as plain index tensors.
+
+    Attributes:
+        token_N: int64 (N,), the source token of each row.
+        counts_E: int64 (E,), rows of each expert; sums to N.
+        slot_TK: int64 (T, K), the row of each token's k-th choice, -1 where it was dropped;
+            None where tokens have different numbers of choices.
+        num_tokens: T.
+        dropless: no entry of `slot_TK` is -1.
+
+    Example:
+        >>> index = RowIndex(torch.tensor([1, 0]), torch.tensor([1, 1]), torch.tensor([[1], [0]]), 2, True)
+        >>> gather_rows(torch.tensor([[10.0], [20.0]]), index).tolist()
+        [[20.0], [10.0]]
+    """
+
+    token_N: Tensor
+    counts_E: Tensor
+    slot_TK: Tensor | None
+    num_tokens: int
+    dropless: bool
+
+    @property
+    def num_experts(self) -> int:
+        """E, the number of experts."""
+        return self.counts_E.shape[0]
+
+
+def sum_rows(y_ND: Tensor, index: RowIndex, slot_TK: Tensor | None = None) -> Tensor:
+    """Add each token's rows: (N, D) -> (T, D); tokens without a row get zeros. Not differentiable by itself.
+
+    `slot_TK` replaces the index's own slots where the rows lie in another layout (padded to a common count).
+
+    Example:
+        >>> index = RowIndex(torch.tensor([0, 0]), torch.tensor([1, 1]), torch.tensor([[0, 1]]), 1, True)
+        >>> sum_rows(torch.tensor([[1.0], [2.0]]), index).tolist()
+        [[3.0]]
+    """
+    slot_TK = index.slot_TK if slot_TK is None else slot_TK
+    if slot_TK is None:
+        return y_ND.new_zeros(index.num_tokens, y_ND.shape[1]).index_add_(0, index.token_N, y_ND)
+    T, K = slot_TK.shape
+    if not index.dropless:
+        if y_ND.shape[0] == 0:
+            return y_ND.new_zeros(T, y_ND.shape[1])
+        y_TKD = y_ND.index_select(0, slot_TK.clamp(min=0).flatten()).view(T, K, -1)
+        # masked_fill and not a product with the mask: a NaN in the row that stands in must not leak.
+        return y_TKD.masked_fill_((slot_TK < 0).unsqueeze(-1), 0).sum(1)
+    if K == 1:
+        return y_ND.index_select(0, slot_TK.view(-1))
+    return y_ND.index_select(0, slot_TK.flatten()).view(T, K, -1).sum(1)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, index: RowIndex) -> Tensor:
+        ctx.index = index
+        return x_TD.index_select(0, index.token_N)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None]:
+        return sum_rows(grad_ND, ctx.index), None
+
+
+class _Combine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y_ND: Tensor, index: RowIndex) -> Tensor:
+        ctx.index = index
+        return sum_rows(y_ND, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None]:
+        return grad_TD.index_select(0, ctx.index.token_N), None
+
+
+def gather_rows(x_TD: Tensor, index: RowIndex) -> Tensor:
+    """Copy the token of each row: (T, D) -> (N, D), differentiable.
+
+    Example:
+        >>> index = RowIndex(torch.tensor([1, 1]), torch.tensor([2]), None, 2, True)
+        >>> gather_rows(torch.tensor([[1.0], [2.0]]), index).tolist()
+        [[2.0], [2.0]]
+    """
+    result: Tensor = _Gather.apply(x_TD, index)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return result
+
+
+def combine_rows(y_ND: Tensor, index: RowIndex) -> Tensor:
+    """Add each token's rows: (N, D) -> (T, D), differentiable; keeps nothing of size N x D for the backward pass.
+
+    Example:
+        >>> index = RowIndex(torch.tensor([0]), torch.tensor([1]), torch.tensor([[0], [-1]]), 2, False)
+        >>> combine_rows(torch.tensor([[3.0]]), index).tolist()
+        [[3.0], [0.0]]
+    """
+    result: Tensor = _Combine.apply(y_ND, index)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return result

@@ -1,0 +1,122 @@
+"""Sigmoid scores with a bias that balances the load without a loss (DeepSeek-V3)."""
+
+import torch
+from torch import Tensor, nn
+
+from mixtura.routers.base import Router, top_k
+from mixtura.routing import Routing
+
+
+class SigmoidBias(Router):
+    """Choose by s + b, weight by s: s = sigmoid(l), and b moves against each expert's load, once per optimizer step.
+
+    In training the layer's counts add up in `pending_counts`; `update_bias`, called once after each optimizer step,
+    does b_e += gamma * sign(mean(c) - c_e) and clears them. Counting happens in the forward pass only, never again
+    under activation recomputation. With `groups` > 1 only the experts of the best `group_k` groups can be chosen; a
+    group's score is the sum of its two best s + b.
+
+    Source: Wang et al. 2024 (loss-free balancing), algorithm 1; DeepSeek-AI 2024 (DeepSeek-V3), section 2.1.2.
+
+    Args:
+        dim: D.
+        num_experts: E.
+        k: K.
+        renormalize: divide the weights by their sum + 1e-20.
+        scale: multiply the weights (DeepSeek-V3: 2.5).
+        groups: number of equal groups of experts.
+        group_k: groups that a token may use.
+        gamma: speed of the bias.
+        center: subtract the mean of the change, so that the biases keep their mean.
+        jitter: see `Router`.
+        init_std: see `Router`.
+
+    Raises:
+        ValueError: groups that do not divide the experts, or too few experts in the allowed groups for k.
+
+    Example:
+        >>> router = SigmoidBias(8, num_experts=4, k=1)
+        >>> router.observe(router(torch.randn(5, 8)))
+        >>> router.pending_counts.sum().item()
+        5
+        >>> router.update_bias(); router.pending_counts.sum().item()
+        0
+    """
+
+    bias: Tensor
+    pending_counts: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        k: int = 2,
+        *,
+        renormalize: bool = True,
+        scale: float = 1.0,
+        groups: int = 1,
+        group_k: int | None = None,
+        gamma: float = 1e-3,
+        center: bool = False,
+        jitter: float = 0.0,
+        init_std: float | None = None,
+    ) -> None:
+        super().__init__(dim, num_experts, k, jitter=jitter, init_std=init_std)
+        group_k = groups if group_k is None else group_k
+        if groups < 1 or num_experts % groups:
+            raise ValueError(f"expected groups that divide num_experts={num_experts}, got groups={groups}")
+        if not 1 <= group_k <= groups or group_k * (num_experts // groups) < k:
+            raise ValueError(
+                f"expected 1 <= group_k <= groups={groups} with at least k={k} experts in the groups a token may use, "
+                f"got group_k={group_k} groups of {num_experts // groups} experts"
+            )
+        self.renormalize, self.scale, self.gamma, self.center = renormalize, scale, gamma, center
+        self.groups, self.group_k = groups, group_k
+        self.register_buffer("bias", torch.zeros(num_experts))
+        self.register_buffer("pending_counts", torch.zeros(num_experts, dtype=torch.int64))
+
+    def forward(self, x_TD: Tensor) -> Routing:
+        """Route the tokens: (T, D) -> Routing with K choices each."""
+        logits_TE = self.logits(x_TD)
+        score_TE = logits_TE.sigmoid()
+        choice_TE = score_TE.detach() + self.bias.float()
+        if self.group_k < self.groups:
+            choice_TE = _mask_groups(choice_TE, groups=self.groups, group_k=self.group_k)
+        expert_TK = top_k(choice_TE, self.k)
+        weight_TK = score_TE.gather(-1, expert_TK)
+        if self.renormalize:
+            weight_TK = weight_TK / (weight_TK.sum(-1, keepdim=True) + 1e-20)
+        probs_TE = score_TE / (score_TE.sum(-1, keepdim=True) + 1e-20)
+        return Routing.from_choices(expert_TK, weight_TK * self.scale, logits_TE=logits_TE, probs_TE=probs_TE)
+
+    @torch.no_grad()
+    def observe(self, routing: Routing) -> None:
+        """Add a forward pass's assignments to the pending counts."""
+        self.pending_counts += routing.counts_E()
+
+    @torch.no_grad()
+    def update_bias(self) -> None:
+        """Move the bias against the load counted since the last call; without any count nothing moves."""
+        counts_E = self.pending_counts.float()
+        change_E = self.gamma * torch.sign(counts_E.mean() - counts_E)
+        self.bias += change_E - change_E.mean() if self.center else change_E
+        self.pending_counts.zero_()
+
+
+def _mask_groups(choice_TE: Tensor, *, groups: int, group_k: int) -> Tensor:
+    """-inf outside the `group_k` groups with the largest sum of their two best scores: (T, E)."""
+    T, E = choice_TE.shape
+    choice_TGe = choice_TE.view(T, groups, E // groups)
+    score_TG = choice_TGe.topk(min(2, E // groups), dim=-1).values.sum(-1)
+    is_out_TG = torch.ones_like(score_TG, dtype=torch.bool).scatter_(-1, score_TG.topk(group_k, dim=-1).indices, 0)
+    return choice_TGe.masked_fill(is_out_TG.unsqueeze(-1), -torch.inf).view(T, E)
+
+
+def update_biases(model: nn.Module) -> None:
+    """Call `update_bias` on every `SigmoidBias` router of a model: once after each optimizer step.
+
+    Example:
+        >>> update_biases(nn.Sequential(SigmoidBias(8, num_experts=4, k=1)))
+    """
+    for module in model.modules():
+        if isinstance(module, SigmoidBias):
+            module.update_bias()

@@ -1,0 +1,150 @@
+"""Token choice by a softmax: TopK, and Switch as TopK with one choice."""
+
+import warnings
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mixtura.routers.base import Router, top_k
+from mixtura.routing import Routing
+
+Order = Literal["softmax_topk", "topk_softmax"]
+
+
+class TopK(Router):
+    """Each token goes to its K best experts.
+
+    Args:
+        dim: D.
+        num_experts: E.
+        k: K.
+        order: "topk_softmax": softmax over the K chosen logits (Shazeer et al. 2017; Mixtral).
+            "softmax_topk": the K largest of the softmax over all experts (Switch, OLMoE, V-MoE).
+        renormalize: divide the weights of "softmax_topk" by their sum (Qwen3-MoE; equal to "topk_softmax").
+        jitter: see `Router`.
+        init_std: see `Router`.
+
+    Raises:
+        ValueError: an unknown order, or sizes that `check_router` refuses.
+
+    Example:
+        >>> routing = TopK(8, num_experts=4, k=2)(torch.randn(3, 8))
+        >>> routing.expert_N.shape, routing.choices
+        (torch.Size([6]), 2)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        k: int = 2,
+        *,
+        order: Order = "topk_softmax",
+        renormalize: bool = False,
+        jitter: float = 0.0,
+        init_std: float | None = None,
+    ) -> None:
+        super().__init__(dim, num_experts, k, jitter=jitter, init_std=init_std)
+        if order not in ("softmax_topk", "topk_softmax"):
+            raise ValueError(f'expected order "topk_softmax" or "softmax_topk", got {order!r}')
+        if k == 1 and num_experts > 1 and (order == "topk_softmax" or renormalize):
+            warnings.warn(
+                "with k=1 a weight normalised over the chosen expert is always 1, so the task gives the router no "
+                'gradient; use order="softmax_topk" with renormalize=False (what Switch does)',
+                stacklevel=2,
+            )
+        self.order, self.renormalize = order, renormalize
+
+    def forward(self, x_TD: Tensor) -> Routing:
+        """Route the tokens: (T, D) -> Routing with K choices each."""
+        logits_TE = self.logits(x_TD)
+        probs_TE = logits_TE.softmax(-1)
+        expert_TK = top_k(logits_TE, self.k)
+        if self.order == "topk_softmax":
+            weight_TK = logits_TE.gather(-1, expert_TK).softmax(-1)
+        else:
+            weight_TK = probs_TE.gather(-1, expert_TK)
+            if self.renormalize:
+                weight_TK = weight_TK / weight_TK.sum(-1, keepdim=True)
+        return Routing.from_choices(expert_TK, weight_TK, logits_TE=logits_TE, probs_TE=probs_TE)
+
+
+class Switch(TopK):
+    """Each token goes to its best expert, weighted by that expert's probability.
+
+    Its loss is "load_balance" (coefficient 1e-2 in the paper). Source: Fedus et al. 2021, section 2.1.
+
+    Args:
+        dim: D.
+        num_experts: E.
+        jitter: multiplicative noise on the input in training; the paper uses 1e-2.
+        init_std: None: sqrt(0.1 / D), the paper's initialisation scale of 0.1.
+
+    Example:
+        >>> routing = Switch(8, num_experts=4)(torch.zeros(1, 8))
+        >>> routing.weight_N.tolist()
+        [0.25]
+    """
+
+    def __init__(self, dim: int, num_experts: int, *, jitter: float = 0.0, init_std: float | None = None) -> None:
+        init_std = (0.1 / dim) ** 0.5 if init_std is None else init_std
+        super().__init__(dim, num_experts, 1, order="softmax_topk", jitter=jitter, init_std=init_std)
+
+
+class NoisyTopK(Router):
+    """Noise with a learned size per expert before the choice, in training only.
+
+    l~ = l + eps * (softplus(x W_noise) + 1e-2); the K largest of l~ are chosen, weighted by their softmax. `load_TE` is
+    the probability that token t would still choose expert e if e's noise were drawn again, the others' being fixed.
+    Its losses are "importance" and "load". Source: Shazeer et al. 2017, equations 3 to 5 and appendix A.
+
+    Args:
+        dim: D.
+        num_experts: E.
+        k: K.
+        jitter: see `Router`.
+        init_std: None: zeros, as the paper starts.
+
+    Example:
+        >>> router = NoisyTopK(8, num_experts=4, k=2)
+        >>> router(torch.randn(3, 8)).load_TE.shape
+        torch.Size([3, 4])
+        >>> router.eval()(torch.randn(3, 8)).load_TE is None
+        True
+    """
+
+    noise_floor = 1e-2
+
+    def __init__(
+        self, dim: int, num_experts: int, k: int = 2, *, jitter: float = 0.0, init_std: float | None = None
+    ) -> None:
+        super().__init__(dim, num_experts, k, jitter=jitter, init_std=0.0 if init_std is None else init_std)
+        self.noise_weight = torch.nn.Parameter(torch.zeros(num_experts, dim))
+
+    def forward(self, x_TD: Tensor) -> Routing:
+        """Route the tokens: (T, D) -> Routing with K choices each."""
+        clean_TE = self.logits(x_TD)
+        noisy_TE, load_TE = clean_TE, None
+        if self.training:
+            with torch.autocast(x_TD.device.type, enabled=False):
+                std_TE = torch.nn.functional.linear(x_TD.float(), self.noise_weight.float())
+                std_TE = torch.nn.functional.softplus(std_TE) + self.noise_floor
+            noisy_TE = clean_TE + torch.randn_like(clean_TE) * std_TE
+            if self.k < self.num_experts:
+                load_TE = _probability_of_choice(clean_TE, noisy_TE, std_TE, k=self.k)
+        expert_TK = top_k(noisy_TE, self.k)
+        weight_TK = noisy_TE.gather(-1, expert_TK).softmax(-1)
+        return Routing.from_choices(
+            expert_TK, weight_TK, logits_TE=clean_TE, probs_TE=clean_TE.softmax(-1), load_TE=load_TE
+        )
+
+
+def _probability_of_choice(clean_TE: Tensor, noisy_TE: Tensor, std_TE: Tensor, *, k: int) -> Tensor:
+    """Phi((l - threshold) / sigma): the threshold is the K-th best among the *other* experts' noisy logits."""
+    best = noisy_TE.topk(k + 1, dim=-1)
+    kth, next_best = best.values[:, k - 1 : k], best.values[:, k:]
+    is_chosen_TE = torch.zeros_like(noisy_TE, dtype=torch.bool).scatter_(-1, best.indices[:, :k], 1)
+    threshold_TE = torch.where(is_chosen_TE, next_best, kth)
+    probability_TE: Tensor = torch.special.ndtr((clean_TE - threshold_TE) / std_TE)
+    return probability_TE
