@@ -1,0 +1,260 @@
+"""A decoder-only Transformer with mixture-of-experts blocks: RMSNorm, rotary attention, tied embeddings, KV cache.
+
+Shapes here: H heads, d = D / H the width of a head, V the vocabulary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  # torch's own customary name
+from torch.utils.checkpoint import checkpoint
+
+from mixtura.dispatch import Policy
+from mixtura.experts import MLP
+from mixtura.layer import MoEConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """Sizes of a GPT and of its mixtures.
+
+    Raises:
+        ValueError: a width that the heads do not divide, an odd head width, or a size below 1.
+
+    Example:
+        >>> GPTConfig(dim=64, heads=4, layers=2, num_experts=0).hidden
+        128
+    """
+
+    vocab_size: int = 257
+    """V, tokens of the vocabulary; `mixtura train` takes it from the data."""
+    context: int = 128
+    """Longest sequence, in tokens; `mixtura train` takes it from the data."""
+    dim: int = 64
+    """D, model width."""
+    layers: int = 2
+    """Transformer blocks."""
+    heads: int = 4
+    """H, attention heads; they divide the width into even parts."""
+    hidden: int = 128
+    """F, hidden width of a dense feed-forward block and of each expert."""
+    activation: str = "gelu"
+    """relu, gelu, silu, swiglu or geglu."""
+    num_experts: int = 16
+    """E, experts of each mixture; 0: a dense model."""
+    k: int = 1
+    """K, experts per token."""
+    moe_every: int = 1
+    """Every n-th block is a mixture, counted so that the last of each n is one; the others are dense."""
+    router: str = "switch"
+    """A name in mixtura.routers.ROUTERS."""
+    router_options: Mapping[str, float | bool | str] = field(default_factory=dict)
+    """Further arguments of the router."""
+    capacity_factor: float | None = None
+    """Rows per expert as a multiple of the even share; None: dropless."""
+    policy: Policy = "drop"
+    """Who is kept when an expert is full."""
+    shared_hidden: int = 0
+    """Hidden width of an expert that every token passes; 0: none."""
+    losses: Mapping[str, float] = field(default_factory=lambda: {"load_balance": 1e-2, "z": 1e-3})
+    """Losses of each mixture and their coefficients."""
+    tie_weights: bool = True
+    """Use the embedding as the output layer too."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context", "dim", "layers", "heads", "hidden", "moe_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if self.num_experts < 0:
+            raise ValueError(f"expected num_experts of at least 0 (0: dense), got {self.num_experts}")
+        if self.dim % self.heads or (self.dim // self.heads) % 2:
+            raise ValueError(
+                f"expected heads that divide dim={self.dim} into parts of even width, got heads={self.heads}"
+            )
+
+    def is_moe(self, block: int) -> bool:
+        """Whether block number `block`, from 0, holds a mixture."""
+        return self.num_experts > 0 and block % self.moe_every == self.moe_every - 1
+
+    def moe(self) -> MoEConfig:
+        """The recipe of each mixture."""
+        return MoEConfig(
+            dim=self.dim,
+            hidden=self.hidden,
+            num_experts=self.num_experts,
+            k=self.k,
+            router=self.router,
+            router_options=self.router_options,
+            activation=self.activation,
+            shared_hidden=self.shared_hidden,
+            capacity_factor=self.capacity_factor,
+            policy=self.policy,
+            losses=self.losses,
+        )
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, one pair per block.
+
+    Shapes: keys and values (layers, B, H, context, d).
+
+    Example:
+        >>> KVCache(GPTConfig(), batch_size=1).length
+        0
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        *,
+        batch_size: int,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        shape = (config.layers, batch_size, config.heads, config.context, config.dim // config.heads)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def extend(self, block: int, k_BHLd: Tensor, v_BHLd: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one block's new keys and values behind the others; returns all of them."""
+        end = self.length + k_BHLd.shape[2]
+        self.keys[block, :, :, self.length : end] = k_BHLd
+        self.values[block, :, :, self.length : end] = v_BHLd
+        return self.keys[block, :, :, :end], self.values[block, :, :, :end]
+
+
+def _rotary_tables(context: int, width: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
+    frequency = base ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
+    angle_Ld = torch.outer(torch.arange(context, dtype=torch.float32), frequency)
+    return angle_Ld.cos(), angle_Ld.sin()
+
+
+def _rotate(x: Tensor, cos_Ld: Tensor, sin_Ld: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al. 2021) on (B, H, L, d), in pairs of the two halves."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos_Ld - b * sin_Ld, a * sin_Ld + b * cos_Ld], dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions and normalised queries and keys.
+
+    Example:
+        >>> GPT(GPTConfig()).blocks[0].attention.qkv.weight.shape
+        torch.Size([192, 64])
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.out = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(
+        self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor], *, cache: KVCache | None = None, block: int = 0
+    ) -> Tensor:
+        """(B, L, D) -> (B, L, D); with a cache, L new tokens behind those already in it."""
+        B, L, D = x_BLD.shape
+        H, d = self.heads, D // self.heads
+        qkv = self.qkv(x_BLD).view(B, L, 3 * H, d).transpose(1, 2)
+        # Queries and keys are normalised and rotated together: one pass over memory instead of two.
+        qk = _rotate(F.rms_norm(qkv[:, : 2 * H], (d,)), *rotary).to(qkv.dtype)
+        q, k, v = qk[:, :H], qk[:, H:], qkv[:, 2 * H :]
+        is_causal = L > 1
+        if cache is not None:
+            if L > 1 and cache.length:
+                raise ValueError(f"expected one token at a time behind a filled cache, got {L}")
+            k, v = cache.extend(block, k, v)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
+        mixed: Tensor = self.out(y.transpose(1, 2).reshape(B, L, D))
+        return mixed
+
+
+class Block(nn.Module):
+    """Attention, then a mixture or a dense MLP, each on a normalised residual branch.
+
+    Example:
+        >>> type(Block(GPTConfig(moe_every=2), 0).feed_forward).__name__
+        'MLP'
+    """
+
+    def __init__(self, config: GPTConfig, number: int) -> None:
+        super().__init__()
+        self.number = number
+        self.attention_norm = nn.RMSNorm(config.dim)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.RMSNorm(config.dim)
+        self.feed_forward: nn.Module = (
+            config.moe().build()
+            if config.is_moe(number)
+            else MLP(dim=config.dim, hidden=config.hidden, activation=config.activation)
+        )
+
+    def forward(self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), rotary, cache=cache, block=self.number)
+        y_BLD: Tensor = x_BLD + self.feed_forward(self.feed_forward_norm(x_BLD))
+        return y_BLD
+
+
+class GPT(nn.Module):
+    """A language model: token ids to logits.
+
+    Args:
+        config: the sizes.
+        recompute_interval: recompute the activations of every n-th block in the backward pass; 0: keep all.
+
+    Shapes: ids int64 (B, L) -> logits (B, L, V).
+
+    Raises:
+        ValueError: in `forward`, a sequence longer than the context.
+
+    Example:
+        >>> GPT(GPTConfig())(torch.zeros(2, 8, dtype=torch.long)).shape
+        torch.Size([2, 8, 257])
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: GPTConfig, *, recompute_interval: int = 0) -> None:
+        super().__init__()
+        self.config, self.recompute_interval = config, recompute_interval
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.blocks = nn.ModuleList(Block(config, number) for number in range(config.layers))
+        self.norm = nn.RMSNorm(config.dim)
+        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        cos, sin = _rotary_tables(config.context, config.dim // config.heads)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self._initialise()
+        if config.tie_weights:
+            self.head.weight = self.embedding.weight
+
+    def _initialise(self) -> None:
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        nn.init.normal_(self.head.weight, std=0.02)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            # The residual stream starts as the embedding alone: attention adds nothing until it has learned to.
+            nn.init.zeros_(block.attention.out.weight)
+
+    def forward(self, ids_BL: Tensor, *, cache: KVCache | None = None) -> Tensor:
+        """Token ids (B, L) to logits (B, L, V); with a cache, the tokens continue those in it."""
+        start, length = (0 if cache is None else cache.length), ids_BL.shape[1]
+        if start + length > self.config.context:
+            raise ValueError(f"expected at most {self.config.context} tokens (context), got {start + length}")
+        rotary = self.cos[start : start + length], self.sin[start : start + length]
+        x_BLD = self.embedding(ids_BL)
+        for number, block in enumerate(self.blocks, start=1):
+            recompute = self.recompute_interval and number % self.recompute_interval == 0
+            if recompute and torch.is_grad_enabled() and cache is None:
+                x_BLD = checkpoint(block, x_BLD, rotary, use_reentrant=False)
+            else:
+                x_BLD = block(x_BLD, rotary, cache)
+        if cache is not None:
+            cache.length += length
+        logits_BLV: Tensor = self.head(self.norm(x_BLD))
+        return logits_BLV
