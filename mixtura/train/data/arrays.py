@@ -1,0 +1,103 @@
+"""Token ids as numpy arrays, in memory and on disk; import it late, for numpy is optional."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+from mixtura.errors import UserError
+
+try:
+    import numpy as np
+    import numpy.typing as npt
+except ImportError as error:
+    raise UserError("preparing text needs numpy; run: pip install 'mixtura[train]'") from error
+
+TokenArray: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
+IdArray: TypeAlias = npt.NDArray[np.int64]
+
+
+def id_type(vocab_size: int) -> type[np.unsignedinteger[Any]]:
+    """The smallest type of those on disk that holds every id.
+
+    Example:
+        >>> id_type(257).__name__, id_type(65536).__name__, id_type(65537).__name__
+        ('uint16', 'uint16', 'uint32')
+    """
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+def from_lists(ids: Sequence[Sequence[int]], *, end_id: int, vocab_size: int) -> TokenArray:
+    """Join the documents' ids, the end id after each.
+
+    Example:
+        >>> from_lists([[5, 6], [7]], end_id=0, vocab_size=257).tolist()
+        [5, 6, 0, 7, 0]
+    """
+    joined = np.full(sum(map(len, ids)) + len(ids), end_id, dtype=id_type(vocab_size))
+    start = 0
+    for document in ids:
+        joined[start : start + len(document)] = document
+        start += len(document) + 1
+    return joined
+
+
+def from_bytes(texts: Sequence[bytes], id_of_byte: Sequence[int], *, end_id: int) -> TokenArray:
+    """The same for a vocabulary of bytes only: one table look-up for all texts.
+
+    Example:
+        >>> from_bytes([b"ab", b"c"], range(1, 257), end_id=0).tolist()
+        [98, 99, 0, 100, 0]
+    """
+    # UTF-8 never holds the byte 0xff, so that it can stand for the end.
+    table = np.array([*id_of_byte[:255], end_id], dtype=np.uint16)
+    return cast("TokenArray", table[np.frombuffer(b"".join(text + b"\xff" for text in texts), dtype=np.uint8)])
+
+
+def save(path: Path, parts: Sequence[TokenArray]) -> int:
+    """Write the parts as one .npy file and return its number of tokens.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(Path(folder, "x.npy"), [np.arange(3, dtype="uint16"), np.arange(2, dtype="uint16")])
+        5
+    """
+    tokens = sum(map(len, parts))
+    header = {"descr": np.lib.format.dtype_to_descr(parts[0].dtype), "fortran_order": False, "shape": (tokens,)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            # Not ndarray.tofile: its error for a full disk has no errno.
+            file.write(part.data)
+    return tokens
+
+
+def windows(tokens: Sequence[TokenArray], rows: Sequence[int], starts: Sequence[int], length: int) -> IdArray:
+    """Copy `length` ids of row `rows[i]` from `starts[i]` on, for every i: (windows, length), int64.
+
+    Example:
+        >>> windows([np.arange(9, dtype="uint16")], [0, 0], [1, 5], 3).tolist()
+        [[1, 2, 3], [5, 6, 7]]
+    """
+    parts = [tokens[row][start : start + length] for row, start in zip(rows, starts, strict=True)]
+    return np.stack(parts).astype(np.int64)
+
+
+def load(path: Path) -> TokenArray:
+    """Map a file of `save` into memory, read-only.
+
+    Raises:
+        ValueError: when the file is cut short or holds something else.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save(Path(folder, "x.npy"), [np.arange(3, dtype="uint16")])
+        ...     load(Path(folder, "x.npy")).tolist()
+        [0, 1, 2]
+    """
+    array = np.lib.format.open_memmap(path, mode="r")
+    if array.ndim != 1 or array.dtype not in (np.uint16, np.uint32):
+        raise ValueError(f"{path}: expected one row of token ids, got shape {array.shape} of {array.dtype}")
+    # A plain view: indexing a memmap costs several microseconds more than indexing an array.
+    return array.view(np.ndarray)

@@ -1,0 +1,106 @@
+"""Folders of results that appear whole or not at all, also after a crash, on a full disk, or in a race."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mixtura.errors import UserError
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill; it takes the place of `folder` when the block ends without an error.
+
+    Files are on the disk before the rename, and a folder already there is moved aside, so that others see the old
+    content or the new one and nothing between.
+
+    Raises:
+        UserError: when the disk is full or the folder cannot be written.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as cache:
+        ...     with new_folder(Path(cache, "result")) as temporary:
+        ...         _ = (temporary / "a.txt").write_text("a")
+        ...     sorted(path.name for path in Path(cache).rglob("*"))
+        ['a.txt', 'result']
+    """
+    with _clear_errors(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
+        try:
+            yield temporary
+            for file in temporary.iterdir():
+                _sync(file)
+            _sync(temporary)
+            _replace(temporary, folder)
+            _sync(folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a small file whole or not at all.
+
+    Raises:
+        UserError: when the disk is full or the folder cannot be written.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_file(Path(folder, "index", "a"), "text")
+        ...     Path(folder, "index", "a").read_text()
+        'text'
+    """
+    with _clear_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(temporary).replace(path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _replace(temporary: Path, folder: Path) -> None:
+    while True:
+        try:
+            temporary.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            # Another process may be doing the same, so the old folder may be gone by now.
+            aside = tempfile.mkdtemp(dir=folder.parent, prefix=".old-")
+            with suppress(FileNotFoundError):
+                folder.rename(Path(aside, "old"))
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            return
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or a folder's list of names is on the disk; Windows has no such call for folders."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _clear_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"no space left for the cache in {folder}; free some, or choose another disk: --data.cache"
+            ) from error
+        raise UserError(
+            f"cannot write the cache in {folder}: {error.strerror or error}; choose another folder: --data.cache"
+        ) from error
