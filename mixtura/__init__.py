@@ -5,6 +5,7 @@ from mixtura.errors import UserError
 from mixtura.experts import MLP, GroupedMLP, ModuleExperts
 from mixtura.layer import MoE, MoEConfig
 from mixtura.losses import attach, collect_losses
+from mixtura.observe.record import record
 from mixtura.routing import Routing, Rows
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "collect_losses",
     "kernels",
     "losses",
+    "record",
     "routers",
 ]
 __version__ = "0.1.0"

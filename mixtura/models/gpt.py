@@ -58,8 +58,10 @@ class GPTConfig:
     """Who is kept when an expert is full."""
     shared_hidden: int = 0
     """Hidden width of an expert that every token passes; 0: none."""
-    losses: Mapping[str, float] = field(default_factory=lambda: {"load_balance": 1e-2, "z": 1e-3})
-    """Losses of each mixture and their coefficients."""
+    losses: Mapping[str, float] = field(
+        default_factory=lambda: {"load_balance": 1e-2, "z": 1e-3, "importance": 0.0, "load": 0.0}
+    )
+    """Losses of each mixture and their coefficients; 0: none."""
     tie_weights: bool = True
     """Use the embedding as the output layer too."""
 
@@ -91,7 +93,7 @@ class GPTConfig:
             shared_hidden=self.shared_hidden,
             capacity_factor=self.capacity_factor,
             policy=self.policy,
-            losses=self.losses,
+            losses={name: coefficient for name, coefficient in self.losses.items() if coefficient},
         )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mixtura.errors import UserError
-from mixtura.train.data.cache import new_folder, write_file
+from mixtura.train.files import new_folder, write_file
 from mixtura.train.data.config import DataConfig
 from mixtura.train.data.documents import Document, Sources, embedded_sources, read_sources, user_sources
 from mixtura.train.data.split import Split, split_documents
@@ -145,7 +145,7 @@ def _build(
     tokenizer = TextTokenizer.train(_sample(splits, config.vocab_size), vocab_size=config.vocab_size)
     if tokenizer.vocab_size < config.vocab_size:
         say(f"the text is too short for {config.vocab_size} tokens: learned {tokenizer.vocab_size}")
-    with new_folder(folder) as temporary:
+    with new_folder(folder, what="the tokens") as temporary:
         tokenizer.save(temporary / "tokenizer.json")
         rows = []
         for i, (domain, split) in enumerate(splits.items()):

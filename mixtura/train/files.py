@@ -12,7 +12,7 @@ from mixtura.errors import UserError
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, *, what: str) -> Iterator[Path]:
     """Give a temporary folder to fill; it takes the place of `folder` when the block ends without an error.
 
     Files are on the disk before the rename, and a folder already there is moved aside, so that others see the old
@@ -23,12 +23,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     Example:
         >>> with tempfile.TemporaryDirectory() as cache:
-        ...     with new_folder(Path(cache, "result")) as temporary:
+        ...     with new_folder(Path(cache, "result"), what="the result") as temporary:
         ...         _ = (temporary / "a.txt").write_text("a")
         ...     sorted(path.name for path in Path(cache).rglob("*"))
         ['a.txt', 'result']
     """
-    with _clear_errors(folder.parent):
+    with _clear_errors(folder.parent, what):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
         try:
@@ -54,7 +54,7 @@ def write_file(path: Path, text: str) -> None:
         ...     Path(folder, "index", "a").read_text()
         'text'
     """
-    with _clear_errors(path.parent):
+    with _clear_errors(path.parent, path.name):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
         try:
@@ -93,14 +93,12 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _clear_errors(folder: Path) -> Iterator[None]:
+def _clear_errors(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"no space left for the cache in {folder}; free some, or choose another disk: --data.cache"
-            ) from error
+            raise UserError(f"no space left in {folder} for {what}; free some, or choose another disk") from error
         raise UserError(
-            f"cannot write the cache in {folder}: {error.strerror or error}; choose another folder: --data.cache"
+            f"cannot write {what} in {folder}: {error.strerror or error}; make it writable, or choose another folder"
         ) from error

@@ -1,0 +1,221 @@
+"""The command line: `mixtura train | resume | eval | generate | report | recipes`."""
+
+import contextlib
+import dataclasses
+import io
+import math
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from mixtura.errors import UserError
+
+Arguments = TypeVar("Arguments")
+
+USAGE = """usage: mixtura COMMAND [...]
+
+  train [RECIPE] [--section.field VALUE ...]   train; without a recipe: lm-tiny
+  resume RUN [--checkpoint last|STEP]          continue an interrupted run to the very same numbers
+  eval RUN [--checkpoint best|last|STEP]       losses of a checkpoint on held-out text, by domain
+  generate RUN --prompt TEXT                   write on from a prompt
+  report RUN                                   look at a run's model again and rewrite its report.html
+  recipes                                      the recipes, what they cost and what they reach
+
+`mixtura COMMAND --help` tells more. --debug, anywhere, shows the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class ResumeArguments:
+    """Continue an interrupted run to the very same numbers as if it had never stopped.
+
+    Example:
+        >>> ResumeArguments("runs/latest").checkpoint
+        'last'
+    """
+
+    run: str
+    """A run's folder."""
+    checkpoint: str = "last"
+    """last, or the step of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class EvalArguments:
+    """Look at one checkpoint of a run.
+
+    Example:
+        >>> EvalArguments("runs/latest").checkpoint
+        'best'
+    """
+
+    run: str
+    """A run's folder."""
+    checkpoint: str = "best"
+    """best, last, or the step of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class GenerateArguments:
+    """Write on from a prompt; the text appears as it is drawn.
+
+    Example:
+        >>> GenerateArguments("runs/latest").temperature
+        0.8
+    """
+
+    run: str
+    """A run's folder."""
+    prompt: str = ""
+    """Text to continue; empty: a new document."""
+    checkpoint: str = "best"
+    """best, last, or the step of a checkpoint."""
+    max_tokens: int = 400
+    """Tokens to write at most."""
+    temperature: float = 0.8
+    """0: always the likeliest token; higher: more random."""
+    top_k: int = 0
+    """Draw among the k likeliest tokens; 0: all."""
+    seed: int = 0
+    """Of the draws."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 2 for bad input, 130 after a Ctrl-C.
+
+    Example:
+        >>> main(["fly"])
+        2
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    if not given or given[0] in ("-h", "--help"):
+        print(USAGE)  # noqa: T201
+        return 0
+    try:
+        if given[0] not in COMMANDS:
+            raise UserError(f"expected a command among {', '.join(COMMANDS)}; got {given[0]!r}; see mixtura --help")
+        COMMANDS[given[0]](given[1:])
+    except (UserError, ValueError) as error:
+        if debug:
+            traceback.print_exc()
+        elif not isinstance(error, UserError) and not _is_about_input(error):
+            raise
+        print(f"mixtura: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _is_about_input(error: ValueError) -> bool:
+    """The layer's own checks say "expected ..., got ..."; any other ValueError is a bug and keeps its traceback."""
+    return str(error).startswith("expected ")
+
+
+def _train(arguments: Sequence[str]) -> None:
+    name, rest = ("lm-tiny", arguments) if not arguments or arguments[0].startswith("-") else (arguments[0], arguments[1:])
+    from mixtura.train.config import TrainConfig
+    from mixtura.train.loop import train
+    from mixtura.train.recipes import get_recipe
+
+    config = parse(TrainConfig, rest, prog=f"mixtura train {name}", default=get_recipe(name))
+    _end(train(config))
+
+
+def _resume(arguments: Sequence[str]) -> None:
+    from mixtura.train.loop import resume
+
+    given = parse(ResumeArguments, arguments, prog="mixtura resume")
+    _end(resume(given.run, checkpoint=given.checkpoint))
+
+
+def _end(folder: Path) -> None:
+    print(f"report: {folder}/report.html")  # noqa: T201
+
+
+def _eval(arguments: Sequence[str]) -> None:
+    from mixtura.train.inspect import evaluate_run
+
+    given = parse(EvalArguments, arguments, prog="mixtura eval")
+    for domain, nats in evaluate_run(given.run, checkpoint=given.checkpoint).items():
+        print(f"{domain:>12}  {nats:.4f} nats/byte  {nats / math.log(2):.4f} bits/byte")  # noqa: T201
+
+
+def _generate(arguments: Sequence[str]) -> None:
+    from mixtura.train.inspect import generate_text
+
+    given = parse(GenerateArguments, arguments, prog="mixtura generate")
+    for text in generate_text(**dataclasses.asdict(given)):
+        print(text, end="", flush=True)  # noqa: T201
+    print()  # noqa: T201
+
+
+def _report(arguments: Sequence[str]) -> None:
+    from mixtura.train.inspect import rewrite_report
+
+    given = parse(EvalArguments, arguments, prog="mixtura report")
+    rewrite_report(given.run, checkpoint=given.checkpoint)
+    _end(Path(given.run))
+
+
+def _recipes(_: Sequence[str]) -> None:
+    from mixtura.train.recipes import RECIPES, describe
+
+    for name in RECIPES:
+        print(f"{name}\n  " + describe(name).replace("\n", "\n  "))  # noqa: T201
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": _train,
+    "resume": _resume,
+    "eval": _eval,
+    "generate": _generate,
+    "report": _report,
+    "recipes": _recipes,
+}
+
+
+def parse(cls: type[Arguments], arguments: Sequence[str], *, prog: str, default: Arguments | None = None) -> Arguments:
+    """Fill a dataclass from the command line: required fields by position, the others as --field VALUE.
+
+    Raises:
+        UserError: whatever the arguments get wrong, in one line.
+
+    Example:
+        >>> parse(EvalArguments, ["runs/a", "--checkpoint", "last"], prog="mixtura eval").checkpoint
+        'last'
+    """
+    try:
+        import tyro
+    except ImportError as error:
+        raise UserError("the command line needs more packages: pip install 'mixtura[train,plots]'") from error
+    heard = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(heard):
+            return tyro.cli(
+                cls,
+                args=list(arguments),
+                prog=prog,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                config=(tyro.conf.FlagConversionOff, tyro.conf.PositionalRequiredArgs),
+            )
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise UserError(f"{_one_line(heard.getvalue())}; see {prog} --help") from None
+
+
+def _one_line(box: str) -> str:
+    """The parser's framed message as one line, up to its pointer to the help."""
+    lines = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("│╭╮╰╯─ ")
+        if text.startswith(("For full helptext", "Argument helptext")):
+            break
+        if text:
+            lines.append(text)
+    return " ".join(lines)

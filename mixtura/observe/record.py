@@ -1,0 +1,83 @@
+"""Record the routing of every layer of a model, once per forward, also under activation recomputation."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mixtura.routing import Routing, Rows, tap
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What one layer did in one forward.
+
+    Attributes:
+        routing: who went to whom, without its graph.
+        kept_E: int64 (E,), rows each expert worked on.
+
+    Example:
+        >>> p = torch.full((2, 2), 0.5)
+        >>> routing = Routing.from_choices(torch.tensor([[0], [0]]), torch.ones(2, 1), logits_TE=p, probs_TE=p)
+        >>> record = LayerRecord(routing, torch.tensor([1, 0]))
+        >>> record.dropped_share().item(), record.counts_E().tolist(), round(record.entropy().item(), 4)
+        (0.5, [2, 0], 0.6931)
+    """
+
+    routing: Routing
+    kept_E: Tensor
+
+    def counts_E(self) -> Tensor:
+        """Assignments of each expert, before any was dropped: int64 (E,)."""
+        return self.routing.counts_E()
+
+    def dropped_share(self) -> Tensor:
+        """Share of the assignments that no expert had room for: a scalar from 0 to 1."""
+        return 1 - self.kept_E.sum() / self.counts_E().sum().clamp(min=1)
+
+    def entropy(self) -> Tensor:
+        """Mean entropy of the router's distribution over experts, in nats: a scalar from 0 to log E."""
+        probs_TE = self.routing.probs_TE
+        if self.routing.mask_T is not None:
+            probs_TE = probs_TE[self.routing.mask_T]
+        return torch.special.entr(probs_TE).sum(-1).mean()
+
+    def first_choice_T(self) -> Tensor:
+        """Each token's best expert: int64 (T,); of routers without a fixed number of choices, the likeliest."""
+        if self.routing.choices is None:
+            return self.routing.probs_TE.argmax(-1)
+        return self.routing.expert_N.view(-1, self.routing.choices)[:, 0]
+
+
+class RoutingLog(dict[str, list[LayerRecord]]):
+    """Layer name -> its records, in the order of the forwards.
+
+    Example:
+        >>> RoutingLog()
+        {}
+    """
+
+
+@contextmanager
+def record(model: nn.Module) -> Iterator[RoutingLog]:
+    """Inside the block, log what every MoE layer of `model` routes.
+
+    Example:
+        >>> import mixtura as mx
+        >>> layer = mx.MoEConfig(dim=4, hidden=8, num_experts=2, k=1, router="switch").build()
+        >>> with mx.record(layer) as log:
+        ...     _ = layer(torch.randn(6, 4))
+        >>> log[""][0].counts_E().sum().item()
+        6
+    """
+    names = {module: name for name, module in model.named_modules()}
+    log = RoutingLog()
+
+    def listen(layer: nn.Module, routing: Routing, rows: Rows) -> None:
+        if layer in names:
+            log.setdefault(names[layer], []).append(LayerRecord(routing.detach(), rows.counts_E))
+
+    with tap(listen):
+        yield log

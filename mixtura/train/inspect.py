@@ -1,0 +1,86 @@
+"""Look at a finished or running run: losses of a checkpoint, generated text, the report again."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from mixtura.errors import UserError
+from mixtura.models import GPT, generate
+from mixtura.train.checkpoint import find_checkpoint, load_weights
+from mixtura.train.config import TrainConfig
+from mixtura.train.data.tokenizer import TextTokenizer
+from mixtura.train.data.tokens import prepare
+from mixtura.train.loop import choose_device, finish
+from mixtura.train.run import Run, open_run
+from mixtura.train.step import evaluate
+
+
+def load_model(run: Run, *, checkpoint: str) -> tuple[GPT, TrainConfig]:
+    """A run's model with the weights of a checkpoint, in evaluation mode on the run's device.
+
+    Raises:
+        UserError: no such run or checkpoint, or an unreadable one.
+    """
+    config = run.read_config()
+    model = GPT(config.model).to(choose_device(config)).eval()
+    load_weights(model, find_checkpoint(run, checkpoint))
+    return model, config
+
+
+def evaluate_run(path: str | Path, *, checkpoint: str = "best") -> dict[str, float]:
+    """Nats per byte of a checkpoint by domain; see `mixtura.train.step.evaluate`."""
+    run = open_run(path)
+    model, config = load_model(run, checkpoint=checkpoint)
+    corpus = prepare(config.data)
+    bytes_V = torch.tensor(
+        corpus.tokenizer.byte_lengths, dtype=torch.float32, device=model.embedding.weight.device
+    )
+    return evaluate(model, corpus, config=config, bytes_V=bytes_V)
+
+
+def rewrite_report(path: str | Path, *, checkpoint: str = "best") -> Path:
+    """Look at a checkpoint's model again and write the report; returns its path."""
+    run = open_run(path)
+    model, config = load_model(run, checkpoint=checkpoint)
+    return finish(run, model, prepare(config.data), config)
+
+
+def generate_text(
+    run: str | Path,
+    *,
+    prompt: str,
+    checkpoint: str = "best",
+    max_tokens: int = 400,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    seed: int = 0,
+) -> Iterator[str]:
+    """The prompt, then its continuation piece by piece as it is drawn.
+
+    Raises:
+        UserError: no such run or checkpoint, or a value out of its range.
+    """
+    if max_tokens < 1 or top_k < 0 or temperature < 0:
+        raise UserError(
+            "expected max_tokens of at least 1, top_k and temperature of at least 0, "
+            f"got {max_tokens}, {top_k} and {temperature}"
+        )
+    opened = open_run(run)
+    model, _ = load_model(opened, checkpoint=checkpoint)
+    tokenizer = TextTokenizer.load(opened.tokenizer)
+    device = model.embedding.weight.device
+    # A document starts behind the end of another one.
+    ids = torch.tensor([tokenizer.end_id, *tokenizer.encode(prompt)], device=device)
+    yield prompt
+    yield from tokenizer.stream(
+        generate(
+            model,
+            ids,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            stop_id=tokenizer.end_id,
+            generator=torch.Generator(device).manual_seed(seed),
+        )
+    )

@@ -1,0 +1,74 @@
+"""What a trained model does on held-out text: experts by domain, coloured samples, generated text."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from mixtura.models import GPT, generate
+from mixtura.observe.record import record
+from mixtura.train.config import TrainConfig
+from mixtura.train.data.stream import validation_batches
+from mixtura.train.data.tokens import Corpus
+from mixtura.train.data.tokenizer import TextTokenizer
+
+
+def observe(model: GPT, corpus: Corpus, *, config: TrainConfig) -> dict[str, Any]:
+    """Everything `observations.json` holds; the model is in evaluation mode meanwhile."""
+    was_training = model.training
+    model.eval()
+    seen: dict[str, Any] = {
+        "domains": list(corpus.domains),
+        "layers": _counts_by_domain(model, corpus, config),
+        "samples": [_sample(model, corpus, domain) for domain in corpus.domains],
+        "generated": generated_texts(model, corpus.tokenizer, config.prompts, seed=config.seed),
+    }
+    model.train(was_training)
+    return seen
+
+
+@torch.no_grad()
+def _counts_by_domain(model: GPT, corpus: Corpus, config: TrainConfig) -> dict[str, dict[str, list[list[int]]]]:
+    device = model.embedding.weight.device
+    layers: dict[str, dict[str, list[list[int]]]] = {}
+    for domain in corpus.domains:
+        with record(model) as log:
+            for batch in validation_batches(
+                corpus,
+                domain,
+                batch_size=config.data.batch_size,
+                seq_len=config.data.seq_len,
+                max_tokens=config.data.val_tokens,
+            ):
+                model(batch.inputs_BL.to(device))
+        for name, records in log.items():
+            counts_E = torch.stack([r.counts_E() for r in records]).sum(0)
+            layers.setdefault(name, {"counts": []})["counts"].append(counts_E.tolist())
+    return layers
+
+
+@torch.no_grad()
+def _sample(model: GPT, corpus: Corpus, domain: str, *, windows: int = 4) -> dict[str, Any]:
+    """The start of a domain's held-out text, each window routed by itself as in training."""
+    context = model.config.context
+    ids = [int(token) for token in corpus.val[domain][: context * windows]]
+    experts: dict[str, list[int]] = {}
+    for start in range(0, len(ids), context):
+        with record(model) as log:
+            model(torch.tensor([ids[start : start + context]], device=model.embedding.weight.device))
+        for name, records in log.items():
+            experts.setdefault(name, []).extend(records[0].first_choice_T().tolist())
+    return {"domain": domain, "pieces": corpus.tokenizer.pieces(ids), "experts": experts}
+
+
+def generated_texts(
+    model: GPT, tokenizer: TextTokenizer, prompts: Sequence[str], *, seed: int, max_tokens: int = 400
+) -> list[dict[str, str]]:
+    """A continuation of each prompt, always the same for the same seed."""
+    texts = []
+    for number, prompt in enumerate(prompts):
+        generator = torch.Generator(model.embedding.weight.device).manual_seed(seed + number)
+        ids = torch.tensor(tokenizer.encode(prompt))
+        tokens = generate(model, ids, max_tokens=max_tokens, stop_id=tokenizer.end_id, generator=generator)
+        texts.append({"prompt": prompt, "text": "".join(tokenizer.stream(tokens))})
+    return texts

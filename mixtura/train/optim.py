@@ -1,0 +1,82 @@
+"""The optimizer: parameter groups by role, one fused AdamW, a warm-up and cosine schedule."""
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from mixtura.layer import MoE
+from mixtura.routers import Router
+from mixtura.train.config import OptimConfig
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Groups for AdamW by role: router, expert, other matrices (decayed), and the rest (not decayed).
+
+    Routers, embeddings, norms and biases are not decayed. Each group carries its `peak_lr`.
+
+    Example:
+        >>> import mixtura as mx
+        >>> model = nn.Sequential(nn.Linear(4, 4), mx.MoEConfig(dim=4, hidden=8, num_experts=2).build())
+        >>> [(group["role"], len(group["params"])) for group in parameter_groups(model, OptimConfig())]
+        [('matrix', 1), ('rest', 1), ('router', 1), ('expert', 2)]
+    """
+    routers = {p for m in model.modules() if isinstance(m, Router) for p in m.parameters()}
+    experts = {p for m in model.modules() if isinstance(m, MoE) for p in m.experts.parameters()}
+    embeddings = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    roles: dict[str, list[nn.Parameter]] = defaultdict(list)
+    for parameter in model.parameters():
+        if parameter in routers:
+            roles["router"].append(parameter)
+        elif parameter in experts:
+            roles["expert"].append(parameter)
+        else:
+            roles["matrix" if parameter.ndim > 1 and parameter not in embeddings else "rest"].append(parameter)
+    factor = {"router": config.router_lr, "expert": config.expert_lr}
+    return [
+        {
+            "role": role,
+            "params": parameters,
+            "peak_lr": config.lr * factor.get(role, 1.0),
+            "weight_decay": config.weight_decay if role in ("matrix", "expert") else 0.0,
+        }
+        for role, parameters in roles.items()
+    ]
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`, fused.
+
+    Example:
+        >>> build_optimizer(nn.Linear(2, 2), OptimConfig()).param_groups[0]["role"]
+        'matrix'
+    """
+    groups = parameter_groups(model, config)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+def lr_share(step: int, *, steps: int, warmup: int, min_lr: float) -> float:
+    """Learning rate of step 0, 1, ... as a share of its peak: linear warm-up, then half a cosine down to `min_lr`.
+
+    Example:
+        >>> [round(lr_share(s, steps=11, warmup=1, min_lr=0.0), 3) for s in (0, 1, 6, 10)]
+        [1.0, 1.0, 0.5, 0.024]
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return min_lr + (1 - min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Set every group's learning rate to a share of its peak.
+
+    Example:
+        >>> optimizer = build_optimizer(nn.Linear(2, 2), OptimConfig(lr=0.5))
+        >>> set_lr(optimizer, 0.5); optimizer.param_groups[0]["lr"]
+        0.25
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * share
