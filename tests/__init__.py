@@ -1,0 +1,1 @@
+"""The tests; folders and files mirror `mixtura/`."""

@@ -1,0 +1,48 @@
+"""Every test starts from one seed, hypothesis is deterministic, and memory can be poisoned."""
+
+import os
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+
+from tests.poison import poison_memory
+
+# Several workers share the cores; one thread each is faster than all of them fighting for all cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+
+class TorchRandom:
+    """Torch's generator as hypothesis wants it, so that an example draws the same numbers when it is replayed."""
+
+    def seed(self, value: int) -> None:
+        """Set the seed."""
+        torch.manual_seed(value)
+
+    def getstate(self) -> Any:
+        """Give the state of torch's CPU generator."""
+        return torch.get_rng_state()
+
+    def setstate(self, state: Any) -> None:
+        """Set the state of torch's CPU generator."""
+        torch.set_rng_state(state)
+
+
+TORCH_RANDOM = TorchRandom()
+hypothesis.register_random(TORCH_RANDOM)
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Seed torch before every test, so that a test gives the same result alone and in any order."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill what torch.empty and its kin return with NaN (integers: the largest value) for the length of a test."""
+    poison_memory(monkeypatch)
