@@ -197,7 +197,7 @@ def _counts(values: Array) -> Tensor:
             values = torch.tensor(plain, dtype=torch.float64)
         except (TypeError, ValueError) as error:
             raise UserError(f"expected numbers in rows of one length, got: {error}; pad or split") from None
-    counts = values.detach().to(device="cpu", dtype=torch.float64)
+    counts: Tensor = values.detach().to(device="cpu", dtype=torch.float64)
     if counts.dim() == 0 or counts.numel() == 0:
         raise UserError(f"expected shape (..., E) with at least one expert, got {tuple(counts.shape)}; check the axes")
     if not bool(torch.isfinite(counts).all()) or bool((counts < 0).any()):

@@ -3,6 +3,7 @@
 import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def extremes(values: Sequence[float], limit: int) -> list[int]:
 
     Example:
         >>> extremes([1.0, 1.1, 9.0, 1.0, 0.9, 1.0], 4)
-        [0, 2, 4, 5]
+        [0, 2, 3, 4]
     """
     if len(values) <= limit:
         return list(range(len(values)))
@@ -87,6 +88,6 @@ def columns(steps: Sequence[int], values: Tensor, limit: int) -> tuple[list[int]
     """
     count = min(limit, len(steps))
     edges = [i * len(steps) // count for i in range(count + 1)]
-    stretches = [range(low, high) for low, high in zip(edges, edges[1:], strict=False)]
+    stretches = [range(low, high) for low, high in pairwise(edges)]
     middle = [steps[stretch[len(stretch) // 2]] for stretch in stretches]
     return middle, torch.stack([values[stretch.start : stretch.stop].nanmean(0) for stretch in stretches], dim=1)
