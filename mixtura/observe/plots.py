@@ -148,7 +148,7 @@ def specialisation_figure(domains: Sequence[str], lift: Sequence[Numbers]) -> "F
 
     Example:
         >>> specialisation_figure(["code", "prose"], [[2.0, 0.0], [0.0, 2.0]]).data[0].z[0]
-        (1.0, -3.0)
+        [1.0, -3.0]
     """
     limit = 2 if len(domains) <= 4 else 3
     experts = len(lift[0])
