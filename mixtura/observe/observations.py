@@ -71,13 +71,13 @@ def read_observations(path: Path) -> Observations | None:
         return Observations(
             domains=[str(domain) for domain in raw.get("domains", [])],
             counts={name: _counts(layer["counts"], raw["domains"]) for name, layer in raw.get("layers", {}).items()},
-            samples=[_sample(sample) for sample in raw.get("samples", [])],
+            samples=_samples(raw.get("samples", [])),
             generated=[Generated(str(item["prompt"]), str(item["text"])) for item in raw.get("generated", [])],
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"expected '{path}' as `mixtura report` writes it, got {what}; delete it and run: mixtura report {path.parent}"
+            f"expected the parts of '{path}' to fit together, got {what}; delete it and make it again"
         ) from None
 
 
@@ -88,6 +88,13 @@ def _counts(rows: Any, domains: Sequence[str]) -> list[list[int]]:
     if min(map(min, counts)) < 0 or not any(map(any, counts)):
         raise ValueError("counts are negative or all zero")
     return counts
+
+
+def _samples(raw: Sequence[dict[str, Any]]) -> list[Sample]:
+    samples = [_sample(sample) for sample in raw]
+    if any(list(sample.experts) != list(samples[0].experts) for sample in samples):
+        raise ValueError("samples name different layers")
+    return samples
 
 
 def _sample(raw: dict[str, Any]) -> Sample:

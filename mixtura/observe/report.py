@@ -122,9 +122,9 @@ def _cards(config: Mapping[str, Any], history: History) -> list[Card]:
         cards.append(
             Card("Bits per byte", f"{last / math.log(2):.3f}", f"the same loss in bits; best {best / math.log(2):.3f}")
         )
-    parameters = config.get("parameters")
-    if isinstance(parameters, dict) and isinstance(parameters.get("total"), int):
-        total, active = parameters["total"], parameters.get("active", parameters["total"])
+    parameters = config.get("parameters") or {}
+    total, active = parameters.get("total"), parameters.get("active")
+    if isinstance(total, int) and isinstance(active, int) and total > 0:
         cards.append(Card("Parameters", _amount(total), f"{_amount(active)} active per token ({active / total:.0%})"))
     known = [tokens for tokens in history.tokens if math.isfinite(tokens)]
     if known:
@@ -286,8 +286,8 @@ def _amount(value: float) -> str:
     """A number with three digits and a letter for its thousands."""
     for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
         if value >= size:
-            return f"{value / size:.3g}{unit}" if value < 999.5 * size else f"{value / size:.0f}{unit}"
-    return f"{value:.3g}"
+            return f"{value / size:.{max(0, 2 - int(math.log10(value / size)))}f}{unit}"
+    return f"{value:.0f}"
 
 
 def _duration(seconds: float) -> str:
