@@ -60,10 +60,9 @@ def loss_figure(raw: Curve, smooth: Curve, validation: Sequence[Curve]) -> "Figu
     line = {"color": GREY, "width": 1}
     _line(figure, raw, name="training, each step", opacity=0.35, line=line, hoverinfo="skip")
     _line(figure, smooth, name="training, running median", line={"color": GREY, "width": 2})
-    colours = layer_colours(len(validation))
-    for curve, colour in zip(validation, colours, strict=True):
-        mean = curve.name == "mean"
-        style = {"color": colour, "width": 3 if mean else 1.8, "dash": "dot" if mean else "solid"}
+    validation = sorted(validation, key=lambda curve: curve.name != "mean")
+    for curve, colour in zip(validation, layer_colours(len(validation)), strict=True):
+        style = {"color": colour, "width": 3.2 if curve.name == "mean" else 1.6}
         mode = "lines+markers" if len(curve.value) <= 40 else "lines"
         _line(figure, curve, name=f"validation, {curve.name}", mode=mode, line=style, marker={"size": 5})
     clocks = {"step": "step", "seconds": "training time in seconds", "tokens": "tokens"}
@@ -79,7 +78,7 @@ def loss_figure(raw: Curve, smooth: Curve, validation: Sequence[Curve]) -> "Figu
     menu = {"type": "buttons", "direction": "right", "buttons": buttons, "showactive": True, "pad": {"b": 6}}
     place = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)", "bordercolor": GRID}
     figure.update_layout(updatemenus=[menu | place], margin_t=48, hovermode="x")
-    figure.update_xaxes(title_text="step")
+    figure.update_xaxes(title_text="step", rangemode="nonnegative")
     figure.update_yaxes(title_text="nats per byte", hoverformat=".4f")
     return figure
 
@@ -95,7 +94,7 @@ def load_figure(steps: Sequence[int], relative: Sequence[Numbers]) -> "Figure":
         1
     """
     experts = len(relative)
-    figure = _figure(height=_height(experts, at_least=190))
+    figure = _heat_map(_height(experts, at_least=210))
     figure.add_heatmap(
         x=list(steps),
         y=list(range(experts)),
@@ -104,7 +103,7 @@ def load_figure(steps: Sequence[int], relative: Sequence[Numbers]) -> "Figure":
         zmid=1,
         zmax=2,
         colorscale=_DIVERGING,
-        colorbar=_colorbar("share x E", {0: "0 (dead)", 0.5: "0.5", 1: "1 (even)", 1.5: "1.5", 2: "2 or more"}),
+        colorbar=_colorbar("share \u00d7 E", {0: "0 (dead)", 0.5: "0.5", 1: "1 (even)", 1.5: "1.5", 2: "2 or more"}),
         hovertemplate="step %{x}, expert %{y}<br>%{z:.2f} times the even share<extra></extra>",
     )
     figure.update_xaxes(title_text="step", showgrid=False)
@@ -125,15 +124,17 @@ def lines_figure(
 
     Example:
         >>> len(lines_figure({"a": [1, 2]}, {"a": [1.2, 1.1]}, title="max / mean", level=1).data)
-        1
+        2
     """
     figure = _figure(height=330)
     for (name, value), colour in zip(values.items(), layer_colours(len(values)), strict=True):
         x = list(steps[name])
         figure.add_scatter(x=x, y=list(value), name=_plain(name), mode="lines", line={"color": colour, "width": 1.8})
     if level is not None:
-        label = {"text": note, "font": {"color": GREY, "size": 12}, "textposition": "end"}
-        figure.add_hline(y=level, line={"color": GREY, "width": 1, "dash": "dash"}, label=label)
+        # A curve and not a shape, so that the axis always reaches it and the legend names it.
+        ends = [min(map(min, steps.values())), max(map(max, steps.values()))]
+        line = {"color": GREY, "width": 1.4, "dash": "dash"}
+        figure.add_scatter(x=ends, y=[level, level], name=note, mode="lines", line=line, hoverinfo="skip")
     figure.update_layout(hovermode="x" if len(values) <= 8 else "closest")
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(title_text=title, hoverformat=form, tickformat=".0%" if form.endswith("%") else None)
@@ -152,7 +153,7 @@ def specialisation_figure(domains: Sequence[str], lift: Sequence[Numbers]) -> "F
     """
     limit = 2 if len(domains) <= 4 else 3
     experts = len(lift[0])
-    figure = _figure(height=_height(len(domains), at_least=200, each=30))
+    figure = _heat_map(_height(len(domains), at_least=210, each=30))
     # A lift of 0 has no finite logarithm; it takes the end of the scale, and the label tells the value itself.
     log_lift = [[_gap(value, lambda known: round(max(-limit - 1.0, _log2(known)), 3)) for value in row] for row in lift]
     figure.add_heatmap(
@@ -166,7 +167,7 @@ def specialisation_figure(domains: Sequence[str], lift: Sequence[Numbers]) -> "F
         xgap=2,
         ygap=2,
         colorscale=_DIVERGING,
-        colorbar=_colorbar("lift", {p: f"{2.0**p:g}x" for p in range(-limit, limit + 1)}),
+        colorbar=_colorbar("lift", {p: f"{2.0**p:g}\u00d7" for p in range(-limit, limit + 1)}),
         hovertemplate="expert %{x}<br>lift %{customdata:.2f}<extra></extra>",
     )
     names = [_plain(name if len(name) <= 24 else name[:23] + "…") for name in domains]
@@ -232,16 +233,22 @@ def _figure(*, height: int) -> "Figure":
         layout={
             "template": "none",
             "height": height,
-            "margin": {"l": 56, "r": 12, "t": 12, "b": 44},
+            "margin": {"l": 56, "r": 12, "t": 16, "b": 80},
             "paper_bgcolor": clear,
             "plot_bgcolor": clear,
             "font": {"color": GREY, "size": 13, "family": "system-ui, -apple-system, 'Segoe UI', sans-serif"},
             "hoverlabel": {"bgcolor": "#23272f", "bordercolor": "#23272f", "font": {"color": "#f4f5f7"}},
-            "legend": {"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top", "bgcolor": clear},
-            "xaxis": axis,
-            "yaxis": axis,
+            "legend": {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom", "bgcolor": clear},
+            "modebar": {"bgcolor": clear, "color": GREY, "activecolor": HUES[0]},
+            "xaxis": axis | {"title": {"standoff": 8, "font": {"size": 13}}},
+            "yaxis": axis | {"title": {"standoff": 10, "font": {"size": 13}}},
         }
     )
+
+
+def _heat_map(height: int) -> "Figure":
+    """An empty figure with room for the colour bar's title above and none for a legend below."""
+    return _figure(height=height).update_layout(margin_t=30, margin_b=44)
 
 
 def _line(figure: "Figure", curve: Curve, *, name: str, mode: str = "lines", **style: Any) -> None:
@@ -253,6 +260,7 @@ def _colorbar(title: str, ticks: Mapping[float, str]) -> dict[str, Any]:
         "title": {"text": title, "font": {"size": 12}},
         "tickvals": list(ticks),
         "ticktext": list(ticks.values()),
+        "ypad": 0,
         "thickness": 12,
         "outlinewidth": 0,
         "xpad": 6,

@@ -176,7 +176,7 @@ def _figures(history: History, seen: Observations | None) -> dict[str, list[Figu
         doubt = {name: _numbers(layer.entropy, 3) for name, layer in layers.items()}
         most = math.log(experts.pop()) if len(experts) == 1 else None
         shown = [
-            plots.lines_figure(steps, peak, title="busiest / mean load", level=1, note="even"),
+            plots.lines_figure(steps, peak, title="busiest / mean load", level=1, note="even: 1"),
             plots.lines_figure(steps, dropped, title="dropped share", form=".2%"),
             plots.lines_figure(steps, doubt, title="router entropy (nats)", level=most, note="even: ln E"),
         ]
