@@ -56,7 +56,7 @@ def loss_figure(raw: Curve, smooth: Curve, validation: Sequence[Curve]) -> "Figu
         >>> len(loss_figure(curve, curve, [curve]).data)
         3
     """
-    figure = _figure(height=460)
+    figure = _figure(height=440 + 19 * (len(validation) // 4))
     line = {"color": GREY, "width": 1}
     _line(figure, raw, name="training, each step", opacity=0.35, line=line, hoverinfo="skip")
     _line(figure, smooth, name="training, running median", line={"color": GREY, "width": 2})
@@ -127,15 +127,21 @@ def lines_figure(
         2
     """
     figure = _figure(height=330)
+    few = len(values) <= len(HUES)
     for (name, value), colour in zip(values.items(), layer_colours(len(values)), strict=True):
-        x = list(steps[name])
-        figure.add_scatter(x=x, y=list(value), name=_plain(name), mode="lines", line={"color": colour, "width": 1.8})
+        line = {"color": colour, "width": 1.8 if few else 1.2}
+        x, y = list(steps[name]), list(value)
+        figure.add_scatter(x=x, y=y, name=_plain(name), mode="lines", line=line, showlegend=few)
+    if not few:
+        _depth_scale(figure, [_plain(name) for name in values])
     if level is not None:
         # A curve and not a shape, so that the axis always reaches it and the legend names it.
         ends = [min(map(min, steps.values())), max(map(max, steps.values()))]
         line = {"color": GREY, "width": 1.4, "dash": "dash"}
-        figure.add_scatter(x=ends, y=[level, level], name=note, mode="lines", line=line, hoverinfo="skip")
-    figure.update_layout(hovermode="x" if len(values) <= 8 else "closest")
+        figure.add_scatter(
+            x=ends, y=[level, level], name=note, mode="lines", line=line, hoverinfo="skip", showlegend=True
+        )
+    figure.update_layout(hovermode="x" if few else "closest")
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(title_text=title, hoverformat=form, tickformat=".0%" if form.endswith("%") else None)
     return figure
@@ -155,7 +161,7 @@ def specialisation_figure(domains: Sequence[str], lift: Sequence[Numbers]) -> "F
     experts = len(lift[0])
     figure = _heat_map(_height(len(domains), at_least=210, each=30))
     # A lift of 0 has no finite logarithm; it takes the end of the scale, and the label tells the value itself.
-    log_lift = [[_gap(value, lambda known: round(max(-limit - 1.0, _log2(known)), 3)) for value in row] for row in lift]
+    log_lift = [[_gap(value, lambda known: round(max(-limit - 1.0, _log2(known)), 2)) for value in row] for row in lift]
     figure.add_heatmap(
         x=list(range(experts)),
         y=list(range(len(domains))),
@@ -249,6 +255,14 @@ def _figure(*, height: int) -> "Figure":
 def _heat_map(height: int) -> "Figure":
     """An empty figure with room for the colour bar's title above and none for a legend below."""
     return _figure(height=height).update_layout(margin_t=30, margin_b=44)
+
+
+def _depth_scale(figure: "Figure", names: Sequence[str]) -> None:
+    """A colour bar from the first to the last layer, where a legend of all of them would be taller than the plot."""
+    last = len(names) - 1
+    bar = _colorbar("layer", {0: names[0], last // 2: names[last // 2], last: names[last]})
+    marker = {"color": [0], "cmin": 0, "cmax": last, "colorscale": _RAMP, "colorbar": bar, "showscale": True}
+    figure.add_scatter(x=[None], y=[None], mode="markers", marker=marker, showlegend=False, hoverinfo="skip")
 
 
 def _line(figure: "Figure", curve: Curve, *, name: str, mode: str = "lines", **style: Any) -> None:

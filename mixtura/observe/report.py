@@ -25,6 +25,7 @@ from mixtura.observe.series import columns, even, extremes, running_median
 _CURVE_POINTS = 1500
 _ALL_VALIDATION_POINTS = 12_000
 _HEAT_COLUMNS = 200
+_ALL_HEAT_CELLS = 200_000
 _ALL_SAMPLE_POINTS = 150_000
 Figure = dict[str, Any]
 
@@ -167,7 +168,7 @@ def _mean_validation(history: History) -> Sequence[float]:
 def _figures(history: History, seen: Observations | None) -> dict[str, list[Figure]]:
     """Plain figures by section; the ones with one figure per layer are in the order of the layers."""
     layers = history.layers
-    figures = {"loss": [_loss(history)], "load": [_load(layer) for layer in layers.values()]}
+    figures = {"loss": [_loss(history)], "load": _loads(list(layers.values()))}
     steps = {name: layer.step for name, layer in layers.items()}
     experts = {layer.share.shape[1] for layer in layers.values()}
     if layers:
@@ -215,9 +216,13 @@ def _curve(history: History, name: str, places: Sequence[int], values: Sequence[
     )
 
 
-def _load(layer: LayerHistory) -> Figure:
-    steps, share = columns(layer.step, layer.share, _HEAT_COLUMNS)
-    return plots.figure_data(plots.load_figure(steps, _table(share * share.shape[0], 2)))
+def _loads(layers: Sequence[LayerHistory]) -> list[Figure]:
+    limit = min(_HEAT_COLUMNS, max(60, _ALL_HEAT_CELLS // max(1, sum(layer.share.shape[1] for layer in layers))))
+    figures = []
+    for layer in layers:
+        steps, share = columns(layer.step, layer.share, limit)
+        figures.append(plots.figure_data(plots.load_figure(steps, _table(share * share.shape[0], 2))))
+    return figures
 
 
 def _information(seen: Observations | None) -> list[dict[str, Any]]:
@@ -226,12 +231,13 @@ def _information(seen: Observations | None) -> list[dict[str, Any]]:
     for name, counts in (seen.counts if seen else {}).items():
         lift = metrics.specialisation(counts).nan_to_num(0.0)
         domain, expert = divmod(int(lift.argmax()), lift.shape[1])
+        times = float(lift[domain, expert])
         rows.append(
             {
                 "layer": name,
                 "nats": f"{metrics.mutual_information(counts):.3f}",
                 "share": f"{metrics.normalised_mutual_information(counts):.1%}",
-                "strongest": f"expert {expert}: {float(lift[domain, expert]):.2g} times as much ",
+                "strongest": f"expert {expert}: {times:.2g} times as much " if times >= 1.05 else "",
                 "domain": seen.domains[domain] if seen else "",
                 "dead": int((torch.tensor(counts).sum(0) == 0).sum()),
             }
