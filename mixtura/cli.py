@@ -57,12 +57,12 @@ class EvalArguments:
     """best, last, or the step of a checkpoint."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GenerateArguments:
     """Write on from a prompt; the text appears as it is drawn.
 
     Example:
-        >>> GenerateArguments("runs/latest").temperature
+        >>> GenerateArguments(run="runs/latest").temperature
         0.8
     """
 
@@ -93,22 +93,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     if not given or given[0] in ("-h", "--help"):
-        print(USAGE)  # noqa: T201
+        print(USAGE)
         return 0
     try:
-        if given[0] not in COMMANDS:
-            raise UserError(f"expected a command among {', '.join(COMMANDS)}; got {given[0]!r}; see mixtura --help")
-        COMMANDS[given[0]](given[1:])
+        _command(given[0])(given[1:])
     except (UserError, ValueError) as error:
         if debug:
             traceback.print_exc()
         elif not isinstance(error, UserError) and not _is_about_input(error):
             raise
-        print(f"mixtura: {error}", file=sys.stderr)  # noqa: T201
+        print(f"mixtura: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _command(name: str) -> Callable[[Sequence[str]], None]:
+    if name not in COMMANDS:
+        raise UserError(f"expected a command among {', '.join(COMMANDS)}; got {name!r}; see mixtura --help")
+    return COMMANDS[name]
 
 
 def _is_about_input(error: ValueError) -> bool:
@@ -117,7 +121,9 @@ def _is_about_input(error: ValueError) -> bool:
 
 
 def _train(arguments: Sequence[str]) -> None:
-    name, rest = ("lm-tiny", arguments) if not arguments or arguments[0].startswith("-") else (arguments[0], arguments[1:])
+    name, rest = (
+        ("lm-tiny", arguments) if not arguments or arguments[0].startswith("-") else (arguments[0], arguments[1:])
+    )
     from mixtura.train.config import TrainConfig
     from mixtura.train.loop import train
     from mixtura.train.recipes import get_recipe
@@ -134,7 +140,7 @@ def _resume(arguments: Sequence[str]) -> None:
 
 
 def _end(folder: Path) -> None:
-    print(f"report: {folder}/report.html")  # noqa: T201
+    print(f"report: {folder}/report.html")
 
 
 def _eval(arguments: Sequence[str]) -> None:
@@ -142,7 +148,7 @@ def _eval(arguments: Sequence[str]) -> None:
 
     given = parse(EvalArguments, arguments, prog="mixtura eval")
     for domain, nats in evaluate_run(given.run, checkpoint=given.checkpoint).items():
-        print(f"{domain:>12}  {nats:.4f} nats/byte  {nats / math.log(2):.4f} bits/byte")  # noqa: T201
+        print(f"{domain:>12}  {nats:.4f} nats/byte  {nats / math.log(2):.4f} bits/byte")
 
 
 def _generate(arguments: Sequence[str]) -> None:
@@ -150,8 +156,8 @@ def _generate(arguments: Sequence[str]) -> None:
 
     given = parse(GenerateArguments, arguments, prog="mixtura generate")
     for text in generate_text(**dataclasses.asdict(given)):
-        print(text, end="", flush=True)  # noqa: T201
-    print()  # noqa: T201
+        print(text, end="", flush=True)
+    print()
 
 
 def _report(arguments: Sequence[str]) -> None:
@@ -166,7 +172,7 @@ def _recipes(_: Sequence[str]) -> None:
     from mixtura.train.recipes import RECIPES, describe
 
     for name in RECIPES:
-        print(f"{name}\n  " + describe(name).replace("\n", "\n  "))  # noqa: T201
+        print(f"{name}\n  " + describe(name).replace("\n", "\n  "))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mixtura.kernels import RowIndex
+from mixtura.kernels.rows import RowIndex
 from mixtura.routing import Routing, Rows
 
 Policy = Literal["drop", "priority"]

@@ -93,7 +93,7 @@ class MoE(nn.Module):
         y_TD: Tensor = rows.combine(self.experts(rows)).to(x.dtype)
         y_TD = self._add_shared(y_TD, x_TD)
         if self.training and torch.is_grad_enabled():
-            y_TD = apply_losses(self, y_TD, routing, self.losses)
+            y_TD = apply_losses(self, y_TD, routing, coefficients=self.losses)
         if not is_recomputing():
             announce(self, routing, rows)
         return y_TD.view(x.shape)

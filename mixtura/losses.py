@@ -7,6 +7,10 @@ Two traps follow, since the training loop never sees an attached loss:
 * gradient accumulation adds the attached losses of every micro-batch: n micro-batches give n times the gradient.
 
 `collect_losses` avoids both: inside the block nothing is attached, the losses are handed out to be added explicitly.
+
+Example:
+    >>> sorted(LOSSES)
+    ['importance', 'load', 'load_balance', 'z']
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -138,7 +142,7 @@ def attach(y: Tensor, loss: Tensor, *, scale: float = 1.0) -> Tensor:
     return result
 
 
-@dataclass
+@dataclass(frozen=True)
 class CollectedLosses:
     """What `collect_losses` hands out: weighted losses to add to the task loss, and raw values to look at.
 
@@ -190,13 +194,13 @@ def collect_losses(model: nn.Module) -> Iterator[CollectedLosses]:
         _collector.reset(token)
 
 
-def apply_losses(layer: nn.Module, y_TD: Tensor, routing: Routing, coefficients: Mapping[str, float]) -> Tensor:
+def apply_losses(layer: nn.Module, y_TD: Tensor, routing: Routing, *, coefficients: Mapping[str, float]) -> Tensor:
     """Attach the layer's losses to its output, or hand them to the `collect_losses` block around; returns the output.
 
     Example:
         >>> p = torch.full((1, 1), 1.0, requires_grad=True)
         >>> routing = Routing.from_choices(torch.tensor([[0]]), p, logits_TE=p, probs_TE=p)
-        >>> apply_losses(nn.Identity(), p, routing, {"z": 0.5}) is p
+        >>> apply_losses(nn.Identity(), p, routing, coefficients={"z": 0.5}) is p
         False
     """
     if not coefficients or routing.num_tokens == 0:

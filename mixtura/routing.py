@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from mixtura.kernels import RowIndex, combine_rows, gather_rows
+from mixtura.kernels.rows import RowIndex, combine_rows, gather_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,10 @@
 """Expert kernels: plain tensors in and out. `grouped_mlp` chooses one; `use` forces it, `describe` tells.
 
 `reference` is the loop that every other kernel is compared with; `cpu` is the fast one where there is no GPU kernel.
+
+Example:
+    >>> sorted(KERNELS)
+    ['cpu', 'reference']
 """
 
 from collections.abc import Callable, Iterator

@@ -53,16 +53,16 @@ def sum_rows(y_ND: Tensor, index: RowIndex, slot_TK: Tensor | None = None) -> Te
     slot_TK = index.slot_TK if slot_TK is None else slot_TK
     if slot_TK is None:
         return y_ND.new_zeros(index.num_tokens, y_ND.shape[1]).index_add_(0, index.token_N, y_ND)
-    T, K = slot_TK.shape
+    (T, K), D = slot_TK.shape, y_ND.shape[1]
     if not index.dropless:
         if y_ND.shape[0] == 0:
-            return y_ND.new_zeros(T, y_ND.shape[1])
-        y_TKD = y_ND.index_select(0, slot_TK.clamp(min=0).flatten()).view(T, K, -1)
+            return y_ND.new_zeros(T, D)
+        y_TKD = y_ND.index_select(0, slot_TK.clamp(min=0).flatten()).view(T, K, D)
         # masked_fill and not a product with the mask: a NaN in the row that stands in must not leak.
         return y_TKD.masked_fill_((slot_TK < 0).unsqueeze(-1), 0).sum(1)
     if K == 1:
         return y_ND.index_select(0, slot_TK.view(-1))
-    return y_ND.index_select(0, slot_TK.flatten()).view(T, K, -1).sum(1)
+    return y_ND.index_select(0, slot_TK.flatten()).view(T, K, D).sum(1)
 
 
 class _Gather(torch.autograd.Function):

@@ -42,7 +42,8 @@ class LayerRecord:
         probs_TE = self.routing.probs_TE
         if self.routing.mask_T is not None:
             probs_TE = probs_TE[self.routing.mask_T]
-        return torch.special.entr(probs_TE).sum(-1).mean()
+        entropy: Tensor = torch.special.entr(probs_TE).sum(-1).mean()
+        return entropy
 
     def first_choice_T(self) -> Tensor:
         """Each token's best expert: int64 (T,); of routers without a fixed number of choices, the likeliest."""

@@ -1,4 +1,9 @@
-"""Routers: who goes to whom. One contract (`base.Router`), one dict of names (`ROUTERS`)."""
+"""Routers: who goes to whom. One contract (`base.Router`), one dict of names (`ROUTERS`).
+
+Example:
+    >>> ROUTERS["switch"](8, 4).k
+    1
+"""
 
 from mixtura.routers.base import Router, check_router, top_k
 from mixtura.routers.sigmoid import SigmoidBias, update_biases

@@ -24,12 +24,19 @@ def save_checkpoint(run: Run, model: nn.Module, state: Mapping[str, Any], *, ste
     Raises:
         UserError: the disk is full or cannot be written; older checkpoints are untouched.
     """
+    import safetensors
     from safetensors.torch import save_model
 
     folder = run.checkpoints / f"step-{step:06d}"
     with new_folder(folder, what="the checkpoint") as temporary:
-        save_model(model, str(temporary / "model.safetensors"))
-        torch.save(dict(state), temporary / "state.pt")
+        try:
+            save_model(model, str(temporary / "model.safetensors"))
+            torch.save(dict(state), temporary / "state.pt")
+        except (safetensors.SafetensorError, RuntimeError) as error:  # how both report a full disk
+            raise UserError(
+                f"cannot write the checkpoint in {run.checkpoints} ({error}); "
+                f"free some space, then mixtura resume {run.folder}"
+            ) from error
     if best_step == step:
         point_link(run.checkpoints / "best", folder.name)
     kept = {*list_checkpoints(run)[-KEEP:], run.checkpoints / f"step-{best_step:06d}"}

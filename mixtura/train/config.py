@@ -4,57 +4,14 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import UnionType
 from typing import Any, Literal, TypeVar
 
 from mixtura.errors import UserError
-from mixtura.models import GPTConfig
+from mixtura.models.gpt import GPTConfig
 from mixtura.train.data.config import DataConfig
+from mixtura.train.optim import OptimConfig
 
 Config = TypeVar("Config")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """AdamW with warm-up, cosine decay, and learning rates of their own for routers and experts.
-
-    Raises:
-        UserError: a value out of its range.
-
-    Example:
-        >>> OptimConfig(lr=1e-3).expert_lr
-        1.0
-    """
-
-    lr: float = 3e-3
-    """Learning rate at its peak."""
-    router_lr: float = 1.0
-    """Learning rate of the routers, as a multiple of lr."""
-    expert_lr: float = 1.0
-    """Learning rate of the experts, as a multiple of lr."""
-    weight_decay: float = 0.1
-    """Decay of all matrices but routers and embeddings."""
-    beta1: float = 0.9
-    """AdamW's first decay."""
-    beta2: float = 0.95
-    """AdamW's second decay."""
-    warmup: int = 100
-    """Steps of linear warm-up."""
-    min_lr: float = 0.05
-    """Learning rate at the end, as a share of the peak."""
-    grad_clip: float = 1.0
-    """Largest norm of all gradients together; 0: no clipping."""
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "router_lr", "expert_lr"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"optim.{name}: expected more than 0, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup", "grad_clip"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"optim.{name}: expected at least 0, got {getattr(self, name)}")
-        for name in ("beta1", "beta2", "min_lr"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"optim.{name}: expected at least 0 and below 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,15 +90,13 @@ def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise UserError(f"expected fields of {cls.__name__}, got {', '.join(unknown)}; was it written by a newer mixtura?")
+        raise UserError(
+            f"expected fields of {cls.__name__}, got {', '.join(unknown)}; was it written by a newer mixtura?"
+        )
     return cls(**{name: _from_plain(hints[name], value) for name, value in values.items()})
 
 
 def _from_plain(kind: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return from_dict(kind, value)
-    if typing.get_origin(kind) is tuple:
-        return tuple(value)
-    if isinstance(kind, UnionType) or value is None:
-        return value
-    return value
+    return tuple(value) if typing.get_origin(kind) is tuple else value

@@ -3,10 +3,10 @@
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from mixtura.errors import UserError
 
@@ -22,6 +22,7 @@ def new_folder(folder: Path, *, what: str) -> Iterator[Path]:
         UserError: when the disk is full or the folder cannot be written.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as cache:
         ...     with new_folder(Path(cache, "result"), what="the result") as temporary:
         ...         _ = (temporary / "a.txt").write_text("a")
@@ -30,7 +31,8 @@ def new_folder(folder: Path, *, what: str) -> Iterator[Path]:
     """
     with _clear_errors(folder.parent, what):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
+        temporary = folder.parent / f".new-{uuid4().hex}"
+        temporary.mkdir()
         try:
             yield temporary
             for file in temporary.iterdir():
@@ -49,6 +51,7 @@ def write_file(path: Path, text: str) -> None:
         UserError: when the disk is full or the folder cannot be written.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_file(Path(folder, "index", "a"), "text")
         ...     Path(folder, "index", "a").read_text()
@@ -56,13 +59,13 @@ def write_file(path: Path, text: str) -> None:
     """
     with _clear_errors(path.parent, path.name):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+        temporary = path.parent / f".new-{uuid4().hex}"
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(temporary).replace(path)
+            temporary.write_text(text, encoding="utf-8")
+            _sync(temporary)
+            temporary.replace(path)
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def _replace(temporary: Path, folder: Path) -> None:
@@ -73,9 +76,9 @@ def _replace(temporary: Path, folder: Path) -> None:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             # Another process may be doing the same, so the old folder may be gone by now.
-            aside = tempfile.mkdtemp(dir=folder.parent, prefix=".old-")
+            aside = folder.parent / f".old-{uuid4().hex}"
             with suppress(FileNotFoundError):
-                folder.rename(Path(aside, "old"))
+                folder.rename(aside)
             shutil.rmtree(aside, ignore_errors=True)
         else:
             return

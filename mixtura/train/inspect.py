@@ -6,12 +6,14 @@ from pathlib import Path
 import torch
 
 from mixtura.errors import UserError
-from mixtura.models import GPT, generate
+from mixtura.models.gpt import GPT
+from mixtura.models.sample import generate
 from mixtura.train.checkpoint import find_checkpoint, load_weights
 from mixtura.train.config import TrainConfig
 from mixtura.train.data.tokenizer import TextTokenizer
 from mixtura.train.data.tokens import prepare
-from mixtura.train.loop import choose_device, finish
+from mixtura.train.device import choose_device
+from mixtura.train.observations import finish
 from mixtura.train.run import Run, open_run
 from mixtura.train.step import evaluate
 
@@ -33,9 +35,7 @@ def evaluate_run(path: str | Path, *, checkpoint: str = "best") -> dict[str, flo
     run = open_run(path)
     model, config = load_model(run, checkpoint=checkpoint)
     corpus = prepare(config.data)
-    bytes_V = torch.tensor(
-        corpus.tokenizer.byte_lengths, dtype=torch.float32, device=model.embedding.weight.device
-    )
+    bytes_V = torch.tensor(corpus.tokenizer.byte_lengths, dtype=torch.float32, device=model.embedding.weight.device)
     return evaluate(model, corpus, config=config, bytes_V=bytes_V)
 
 
@@ -43,7 +43,7 @@ def rewrite_report(path: str | Path, *, checkpoint: str = "best") -> Path:
     """Look at a checkpoint's model again and write the report; returns its path."""
     run = open_run(path)
     model, config = load_model(run, checkpoint=checkpoint)
-    return finish(run, model, prepare(config.data), config)
+    return finish(run, model, corpus=prepare(config.data), config=config)
 
 
 def generate_text(

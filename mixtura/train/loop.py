@@ -1,6 +1,5 @@
 """The training loop: from a configuration to a run's folder with metrics, checkpoints and a report."""
 
-import json
 import signal
 import time
 from collections.abc import Iterator
@@ -10,26 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mixtura.errors import UserError
-from mixtura.models import GPT, GPTConfig, count_parameters
-from mixtura.observe.report import write_report
+from mixtura.models.count import count_parameters
+from mixtura.models.gpt import GPT, GPTConfig
 from mixtura.train.board import Board
 from mixtura.train.checkpoint import find_checkpoint, load_state, load_weights, save_checkpoint
 from mixtura.train.config import TrainConfig
 from mixtura.train.data.stream import TokenStream
 from mixtura.train.data.tokens import Corpus, prepare
-from mixtura.train.files import write_file
+from mixtura.train.device import choose_device, random_state, set_random_state
 from mixtura.train.metrics import MetricsFile, step_row
-from mixtura.train.observations import observe
+from mixtura.train.observations import finish
 from mixtura.train.optim import build_optimizer
-from mixtura.train.progress import Progress
+from mixtura.train.progress import Progress, say
 from mixtura.train.run import Run, create_run, open_run
 from mixtura.train.step import evaluate, train_step
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Counters:
     """How far a run is; stored in every checkpoint.
 
@@ -53,7 +51,7 @@ def train(config: TrainConfig) -> Path:
         KeyboardInterrupt: after a Ctrl-C, with a checkpoint saved.
     """
     device = choose_device(config)
-    corpus = prepare(config.data, on_progress=print)
+    corpus = prepare(config.data, on_progress=say)
     config = fit_to_corpus(config, corpus)
     torch.manual_seed(config.seed)
     model = GPT(config.model, recompute_interval=config.recompute_interval).to(device)
@@ -73,7 +71,7 @@ def resume(path: str | Path, *, checkpoint: str = "last") -> Path:
     run = open_run(path)
     config = run.read_config()
     device = choose_device(config)
-    corpus = prepare(config.data, on_progress=print)
+    corpus = prepare(config.data, on_progress=say)
     state = load_state(folder := find_checkpoint(run, checkpoint))
     if state["corpus"] != corpus.folder.name:
         raise UserError(
@@ -86,50 +84,26 @@ def resume(path: str | Path, *, checkpoint: str = "last") -> Path:
     return run.folder
 
 
-def choose_device(config: TrainConfig) -> torch.device:
-    """The device a configuration asks for; "auto": cuda, else mps, else cpu. Also sets the CPU threads.
-
-    Raises:
-        UserError: no such device, or not on this machine.
-
-    Example:
-        >>> choose_device(TrainConfig(device="cpu"))
-        device(type='cpu')
-    """
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    if config.device == "auto":
-        return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
-    try:
-        device = torch.device(config.device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without a device
-        reason = str(error).splitlines()[0]
-        raise UserError(f"expected a device of this machine, got {config.device!r} ({reason}); try --device cpu") from error
-    return device
-
-
 def fit_to_corpus(config: TrainConfig, corpus: Corpus) -> TrainConfig:
     """The configuration with the model's vocabulary and context taken from the data.
 
     Raises:
         UserError: the configuration asks for others.
     """
-    taken = {"vocab_size": corpus.tokenizer.vocab_size, "context": config.data.seq_len}
-    for name, source in (("vocab_size", "vocab_size"), ("context", "seq_len")):
-        asked = getattr(config.model, name)
-        if asked not in (taken[name], getattr(GPTConfig(), name)):
-            raise UserError(f"expected model.{name} to come from the data, got {asked}; set --data.{source} instead")
-    return replace(config, model=replace(config.model, **taken))
+    vocab_size, context = corpus.tokenizer.vocab_size, config.data.seq_len
+    model, default = config.model, GPTConfig()
+    if model.vocab_size not in (vocab_size, default.vocab_size):
+        raise UserError(f"expected no --model.vocab-size, got {model.vocab_size}; set --data.vocab-size instead")
+    if model.context not in (context, default.context):
+        raise UserError(f"expected no --model.context, got {model.context}; set --data.seq-len instead")
+    return replace(config, model=replace(model, vocab_size=vocab_size, context=context))
 
 
 def _introduce(run: Run, model: GPT, corpus: Corpus) -> None:
     count = count_parameters(model)
     for row in corpus.summary():
-        print(f"{row.domain:>12}  train {row.train_mb:7.2f} MB   held out {row.val_mb:6.2f} MB")  # noqa: T201
-    print(f"{run.folder}: {count.total:,} parameters, {count.active:,} active per token")  # noqa: T201
+        say(f"{row.domain:>12}  train {row.train_mb:7.2f} MB   held out {row.val_mb:6.2f} MB")
+    say(f"{run.folder}: {count.total:,} parameters, {count.active:,} active per token")
 
 
 def _train(run: Run, model: GPT, corpus: Corpus, config: TrainConfig, *, state: dict[str, Any] | None) -> None:
@@ -137,23 +111,25 @@ def _train(run: Run, model: GPT, corpus: Corpus, config: TrainConfig, *, state: 
     device = model.embedding.weight.device
     bytes_V = torch.tensor(corpus.tokenizer.byte_lengths, dtype=torch.float32, device=device)
     optimizer = build_optimizer(model, config.optim)
-    stream = TokenStream(
-        corpus, batch_size=config.data.batch_size, seq_len=config.data.seq_len, seed=config.data.seed
-    )
+    stream = TokenStream(corpus, batch_size=config.data.batch_size, seq_len=config.data.seq_len, seed=config.data.seed)
     counters = Counters()
     if state is not None:
         counters = Counters(**state["counters"])
         optimizer.load_state_dict(state["optimizer"])
         stream.load_state_dict(state["stream"])
-        _set_random_state(state["random"])
+        set_random_state(state["random"])
     metrics, board = MetricsFile(run.metrics, after_step=counters.step), Board(run.folder, enabled=config.tensorboard)
     with Progress(total=config.steps, done=counters.step) as progress, _until_interrupted() as interrupted:
         while counters.step < config.steps and not interrupted:
             start = time.perf_counter()
             result = train_step(model, optimizer, stream, config=config, step=counters.step, bytes_V=bytes_V)
             spent = time.perf_counter() - start
-            counters.step, counters.tokens = counters.step + 1, counters.tokens + result.tokens
-            counters.seconds += spent
+            counters = replace(
+                counters,
+                step=counters.step + 1,
+                tokens=counters.tokens + result.tokens,
+                seconds=counters.seconds + spent,
+            )
             row = step_row(
                 result, step=counters.step, tokens=counters.tokens, seconds=counters.seconds, step_seconds=spent
             )
@@ -166,50 +142,31 @@ def _train(run: Run, model: GPT, corpus: Corpus, config: TrainConfig, *, state: 
             progress.update(row)
             is_best = "val_loss" in row and row["val_loss"]["mean"] < counters.best_loss
             if is_best:
-                counters.best_step, counters.best_loss = counters.step, row["val_loss"]["mean"]
+                counters = replace(counters, best_step=counters.step, best_loss=row["val_loss"]["mean"])
             if is_best or is_last or interrupted or counters.step % config.checkpoint_interval == 0:
                 state = _state(optimizer, stream, counters, corpus)
                 save_checkpoint(run, model, state, step=counters.step, best_step=counters.best_step)
     metrics.close()
     board.close()
     if counters.step < config.steps:
-        print(f"stopped after step {counters.step}; continue with: mixtura resume {run.folder}")  # noqa: T201
+        say(f"stopped after step {counters.step}; continue with: mixtura resume {run.folder}")
         raise KeyboardInterrupt
-    finish(run, model, corpus, config)
+    finish(run, model, corpus=corpus, config=config)
 
 
-def finish(run: Run, model: GPT, corpus: Corpus, config: TrainConfig) -> Path:
-    """Look at the trained model and write the report; returns its path."""
-    write_file(run.folder / "observations.json", json.dumps(observe(model, corpus, config=config)))
-    return write_report(run.folder)
-
-
-def _state(
-    optimizer: torch.optim.Optimizer, stream: TokenStream, counters: Counters, corpus: Corpus
-) -> dict[str, Any]:
+def _state(optimizer: torch.optim.Optimizer, stream: TokenStream, counters: Counters, corpus: Corpus) -> dict[str, Any]:
     return {
         "counters": asdict(counters),
         "optimizer": optimizer.state_dict(),
         "stream": stream.state_dict(),
-        "random": _random_state(),
+        "random": random_state(),
         "corpus": corpus.folder.name,
     }
 
 
-def _random_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def _set_random_state(state: dict[str, Tensor | list[Tensor]]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
 @contextmanager
 def _until_interrupted() -> Iterator[list[int]]:
-    """A list that becomes non-empty at the first Ctrl-C, so that the step in progress ends whole; a second one kills."""
+    """A list that is no longer empty after a Ctrl-C, so that the step in progress ends whole; a second one kills."""
     interrupted: list[int] = []
 
     def note(number: int, _: object) -> None:

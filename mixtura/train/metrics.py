@@ -3,15 +3,38 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixtura.observe.record import LayerRecord
+from mixtura.observe.record import LayerRecord, RoutingLog
 from mixtura.train.files import write_file
-from mixtura.train.step import StepResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step leaves for the log; tensors stay on the device, so that making it waits for nothing.
+
+    Attributes:
+        nats: scalar, cross-entropy summed over the step's tokens.
+        num_bytes: scalar, bytes of text those tokens stand for.
+        tokens: tokens of the step.
+        lr: learning rate of the step, without the roles' factors.
+        grad_norm: scalar, norm of all gradients before clipping.
+        aux: raw value of each balance loss, mean over layers and micro-batches.
+        log: what every layer routed.
+    """
+
+    nats: Tensor
+    num_bytes: Tensor
+    tokens: int
+    lr: float
+    grad_norm: Tensor
+    aux: dict[str, Tensor]
+    log: RoutingLog
 
 
 def step_row(result: StepResult, *, step: int, tokens: int, seconds: float, step_seconds: float) -> dict[str, Any]:

@@ -1,16 +1,22 @@
 """What a trained model does on held-out text: experts by domain, coloured samples, generated text."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from mixtura.models import GPT, generate
+from mixtura.models.gpt import GPT
+from mixtura.models.sample import generate
 from mixtura.observe.record import record
+from mixtura.observe.report import write_report
 from mixtura.train.config import TrainConfig
 from mixtura.train.data.stream import validation_batches
-from mixtura.train.data.tokens import Corpus
 from mixtura.train.data.tokenizer import TextTokenizer
+from mixtura.train.data.tokens import Corpus
+from mixtura.train.files import write_file
+from mixtura.train.run import Run
 
 
 def observe(model: GPT, corpus: Corpus, *, config: TrainConfig) -> dict[str, Any]:
@@ -25,6 +31,12 @@ def observe(model: GPT, corpus: Corpus, *, config: TrainConfig) -> dict[str, Any
     }
     model.train(was_training)
     return seen
+
+
+def finish(run: Run, model: GPT, *, corpus: Corpus, config: TrainConfig) -> Path:
+    """Look at the trained model and write the report; returns its path."""
+    write_file(run.folder / "observations.json", json.dumps(observe(model, corpus, config=config)))
+    return write_report(run.folder)
 
 
 @torch.no_grad()

@@ -2,14 +2,58 @@
 
 import math
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from mixtura.errors import UserError
 from mixtura.layer import MoE
 from mixtura.routers import Router
-from mixtura.train.config import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with warm-up, cosine decay, and learning rates of their own for routers and experts.
+
+    Raises:
+        UserError: a value out of its range.
+
+    Example:
+        >>> OptimConfig(lr=1e-3).expert_lr
+        1.0
+    """
+
+    lr: float = 3e-3
+    """Learning rate at its peak."""
+    router_lr: float = 1.0
+    """Learning rate of the routers, as a multiple of lr."""
+    expert_lr: float = 1.0
+    """Learning rate of the experts, as a multiple of lr."""
+    weight_decay: float = 0.1
+    """Decay of all matrices but routers and embeddings."""
+    beta1: float = 0.9
+    """AdamW's first decay."""
+    beta2: float = 0.95
+    """AdamW's second decay."""
+    warmup: int = 100
+    """Steps of linear warm-up."""
+    min_lr: float = 0.05
+    """Learning rate at the end, as a share of the peak."""
+    grad_clip: float = 1.0
+    """Largest norm of all gradients together; 0: no clipping."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "router_lr", "expert_lr"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"optim.{name}: expected more than 0, got {getattr(self, name)}")
+        for name in ("weight_decay", "warmup", "grad_clip"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"optim.{name}: expected at least 0, got {getattr(self, name)}")
+        for name in ("beta1", "beta2", "min_lr"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optim.{name}: expected at least 0 and below 1, got {getattr(self, name)}")
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:

@@ -6,6 +6,16 @@ from typing import Any
 from mixtura.observe.metrics import imbalance
 
 
+def say(text: str) -> None:
+    """Print a line.
+
+    Example:
+        >>> say("reading")
+        reading
+    """
+    print(text, flush=True)
+
+
 class Progress:
     """A progress bar with speed, time left, loss, imbalance and dropped share; a line for each evaluation.
 
@@ -51,7 +61,9 @@ class Progress:
     def evaluated(self, row: Mapping[str, Any]) -> None:
         """Print the line of an evaluation."""
         domains = "  ".join(f"{name} {_show(value)}" for name, value in row["val_loss"].items() if name != "mean")
-        self.say(f"step {row['step']:>6}  val {_show(row['val_loss']['mean'])} nats/byte  ({domains})  {step_facts(row)}")
+        self.say(
+            f"step {row['step']:>6}  val {_show(row['val_loss']['mean'])} nats/byte  ({domains})  {step_facts(row)}"
+        )
 
 
 def step_facts(row: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mixtura.errors import UserError
-from mixtura.models import GPTConfig
+from mixtura.models.gpt import GPTConfig
 from mixtura.train.config import TrainConfig
 
 Recipe = Callable[[], TrainConfig]

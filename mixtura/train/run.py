@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mixtura.errors import UserError
-from mixtura.models import ParameterCount
+from mixtura.models.count import ParameterCount
 from mixtura.train.config import TrainConfig, from_dict, to_dict
 from mixtura.train.files import write_file
 
@@ -76,7 +76,9 @@ def create_run(config: TrainConfig, parameters: ParameterCount, device: torch.de
             f"expected a new run, but {str(folder)!r} exists; take another --name, or `mixtura resume {folder}`"
         ) from error
     except OSError as error:
-        raise UserError(f"cannot make the run's folder {str(folder)!r}: {error.strerror}; choose another --out") from error
+        raise UserError(
+            f"cannot make the run's folder {str(folder)!r}: {error.strerror}; choose another --out"
+        ) from error
     write_file(folder / "config.json", json.dumps(_facts(config, parameters, device), indent=2) + "\n")
     point_link(folder.parent / "latest", folder.name)
     return Run(folder)
@@ -92,13 +94,13 @@ def open_run(path: str | Path) -> Run:
         >>> open_run("runs/of-nobody")
         Traceback (most recent call last):
         ...
-        mixtura.errors.UserError: expected a run's folder, got 'runs/of-nobody', which does not exist; `ls runs` shows the runs
+        mixtura.errors.UserError: expected a run's folder, got 'runs/of-nobody', which does not exist
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(f"expected a run's folder, got {str(path)!r}, which does not exist; `ls runs` shows the runs")
+        raise UserError(f"expected a run's folder, got {str(path)!r}, which does not exist")
     # `latest` is resolved, so that a run started meanwhile does not change what is being written to.
-    return Run(folder.parent / os.readlink(folder) if folder.is_symlink() else folder)
+    return Run(folder.parent / folder.readlink() if folder.is_symlink() else folder)
 
 
 def _facts(config: TrainConfig, parameters: ParameterCount, device: torch.device) -> Mapping[str, Any]:

@@ -2,43 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own customary name
 
 from mixtura.losses import collect_losses
-from mixtura.models import GPT
-from mixtura.observe.record import RoutingLog, record
+from mixtura.models.gpt import GPT
+from mixtura.observe.record import record
 from mixtura.routers import update_biases
 from mixtura.train.config import TrainConfig
 from mixtura.train.data.stream import Batch, validation_batches
 from mixtura.train.data.tokens import Corpus
+from mixtura.train.metrics import StepResult
 from mixtura.train.optim import lr_share, set_lr
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step leaves for the log; tensors stay on the device, so that making it waits for nothing.
-
-    Attributes:
-        nats: scalar, cross-entropy summed over the step's tokens.
-        num_bytes: scalar, bytes of text those tokens stand for.
-        tokens: tokens of the step.
-        lr: learning rate of the step, without the roles' factors.
-        grad_norm: scalar, norm of all gradients before clipping.
-        aux: raw value of each balance loss, mean over layers and micro-batches.
-        log: what every layer routed.
-    """
-
-    nats: Tensor
-    num_bytes: Tensor
-    tokens: int
-    lr: float
-    grad_norm: Tensor
-    aux: dict[str, Tensor]
-    log: RoutingLog
 
 
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
@@ -97,7 +74,15 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad()
     update_biases(model)
-    return StepResult(nats, num_bytes, tokens, config.optim.lr * share, grad_norm, aux, log)
+    return StepResult(
+        nats=nats,
+        num_bytes=num_bytes,
+        tokens=tokens,
+        lr=config.optim.lr * share,
+        grad_norm=grad_norm,
+        aux=aux,
+        log=log,
+    )
 
 
 @torch.no_grad()

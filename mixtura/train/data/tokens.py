@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mixtura.errors import UserError
-from mixtura.train.files import new_folder, write_file
 from mixtura.train.data.config import DataConfig
 from mixtura.train.data.documents import Document, Sources, embedded_sources, read_sources, user_sources
 from mixtura.train.data.split import Split, split_documents
 from mixtura.train.data.tokenizer import TextTokenizer
+from mixtura.train.files import new_folder, write_file
 
 if TYPE_CHECKING:
     from mixtura.train.data.arrays import TokenArray

@@ -1,0 +1,48 @@
+"""Where a run computes, and the state of its random numbers."""
+
+from typing import Any
+
+import torch
+
+from mixtura.errors import UserError
+from mixtura.train.config import TrainConfig
+
+
+def choose_device(config: TrainConfig) -> torch.device:
+    """The device a configuration asks for; "auto": cuda, else mps, else cpu. Also sets the CPU threads.
+
+    Raises:
+        UserError: no such device, or not on this machine.
+
+    Example:
+        >>> choose_device(TrainConfig(device="cpu"))
+        device(type='cpu')
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.device == "auto":
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        device = torch.device(config.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without a device
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"expected a device of this machine, got {config.device!r} ({reason}); try --device cpu"
+        ) from error
+    return device
+
+
+def random_state() -> dict[str, Any]:
+    """The state of torch's random numbers on every device."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go back to a state that `random_state` gave."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
