@@ -50,7 +50,7 @@ class GPTConfig:
     """Every n-th block is a mixture, counted so that the last of each n is one; the others are dense."""
     router: str = "switch"
     """A name in mixtura.routers.ROUTERS."""
-    router_options: Mapping[str, float | bool | str] = field(default_factory=dict)
+    router_options: Mapping[str, int | float | bool | str] = field(default_factory=dict)
     """Further arguments of the router."""
     capacity_factor: float | None = None
     """Rows per expert as a multiple of the even share; None: dropless."""
