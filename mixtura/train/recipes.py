@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mixtura.errors import UserError
-from mixtura.models.gpt import GPTConfig
 from mixtura.train.config import TrainConfig
 
 Recipe = Callable[[], TrainConfig]
@@ -58,6 +57,3 @@ def describe(name: str) -> str:
         'The dense twin of lm-tiny: equal active parameters, no experts.'
     """
     return inspect.cleandoc(RECIPES[name].__doc__ or "").split("\nExample:")[0].strip()
-
-
-_ = GPTConfig
