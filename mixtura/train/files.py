@@ -10,16 +10,18 @@ from uuid import uuid4
 
 from mixtura.errors import UserError
 
+ELSEWHERE = "or choose another disk"
+
 
 @contextmanager
-def new_folder(folder: Path, *, what: str) -> Iterator[Path]:
+def new_folder(folder: Path, *, what: str, advice: str = ELSEWHERE) -> Iterator[Path]:
     """Give a temporary folder to fill; it takes the place of `folder` when the block ends without an error.
 
     Files are on the disk before the rename, and a folder already there is moved aside, so that others see the old
     content or the new one and nothing between.
 
     Raises:
-        UserError: when the disk is full or the folder cannot be written.
+        UserError: see `writing`.
 
     Example:
         >>> import tempfile
@@ -29,7 +31,7 @@ def new_folder(folder: Path, *, what: str) -> Iterator[Path]:
         ...     sorted(path.name for path in Path(cache).rglob("*"))
         ['a.txt', 'result']
     """
-    with _clear_errors(folder.parent, what):
+    with writing(folder.parent, what=what, advice=advice):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = folder.parent / f".new-{uuid4().hex}"
         temporary.mkdir()
@@ -57,7 +59,7 @@ def write_file(path: Path, text: str) -> None:
         ...     Path(folder, "index", "a").read_text()
         'text'
     """
-    with _clear_errors(path.parent, path.name):
+    with writing(path.parent, what=path.name):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.parent / f".new-{uuid4().hex}"
         try:
@@ -96,12 +98,29 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _clear_errors(folder: Path, what: str) -> Iterator[None]:
+def writing(folder: Path, *, what: str, advice: str = ELSEWHERE) -> Iterator[None]:
+    """Around anything that writes: an error of the system becomes one clear line.
+
+    Args:
+        folder: where is written.
+        what: what is written.
+        advice: what to do once there is space, or the folder can be written.
+
+    Raises:
+        UserError: when the disk is full or the folder cannot be written.
+
+    Example:
+        >>> with writing(Path("runs/a"), what="the log", advice="then try again"):
+        ...     raise OSError(errno.ENOSPC, "No space left on device")
+        Traceback (most recent call last):
+        ...
+        mixtura.errors.UserError: no space left in runs/a for the log; free some, then try again
+    """
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"no space left in {folder} for {what}; free some, or choose another disk") from error
+            raise UserError(f"no space left in {folder} for {what}; free some, {advice}") from error
         raise UserError(
-            f"cannot write {what} in {folder}: {error.strerror or error}; make it writable, or choose another folder"
+            f"cannot write {what} in {folder}: {error.strerror or error}; make it writable, {advice}"
         ) from error

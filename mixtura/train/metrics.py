@@ -2,16 +2,19 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from mixtura.errors import UserError
 from mixtura.observe.record import LayerRecord, RoutingLog
-from mixtura.train.files import write_file
+from mixtura.train.files import write_file, writing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +40,18 @@ class StepResult:
     log: RoutingLog
 
 
-def step_row(result: StepResult, *, step: int, tokens: int, seconds: float, step_seconds: float) -> dict[str, Any]:
-    """The JSON object of one step, without its validation losses.
+def measure(result: StepResult) -> dict[str, Any]:
+    """What a step's row of metrics holds besides counts and times; losses are in nats per byte.
 
-    `tokens` and `seconds` are sums since the start of the run; losses are in nats per byte.
+    Reading the numbers waits for the device. One such wait per step is what a live display and a log of every step
+    cost; in return the time between two calls is that of the whole step.
     """
     layers = {name: _layer(records) for name, records in result.log.items()}
     return {
-        "step": step,
-        "tokens": tokens,
-        "seconds": round(seconds, 4),
-        "loss": _number(result.nats / result.num_bytes),
+        "loss": number(float(result.nats / result.num_bytes)),
         "lr": result.lr,
-        "grad_norm": _number(result.grad_norm),
-        "tokens_per_s": round(result.tokens / step_seconds, 1),
-        "aux": {name: _number(value) for name, value in result.aux.items()},
+        "grad_norm": number(float(result.grad_norm)),
+        "aux": {name: number(float(value)) for name, value in result.aux.items()},
         "load": {name: layer[0] for name, layer in layers.items()},
         "dropped": {name: layer[1] for name, layer in layers.items()},
         "entropy": {name: layer[2] for name, layer in layers.items()},
@@ -63,51 +63,92 @@ def _layer(records: Sequence[LayerRecord]) -> tuple[list[float], float | None, f
     share_E = counts_E / counts_E.sum().clamp(min=1)
     dropped = torch.stack([r.dropped_share() for r in records]).mean()
     entropy = torch.stack([r.entropy() for r in records]).mean()
-    return [round(share, 6) for share in share_E.tolist()], _number(dropped), _number(entropy)
+    return [round(share, 6) for share in share_E.tolist()], number(float(dropped)), number(float(entropy))
 
 
-def _number(value: Tensor) -> float | None:
-    """A float JSON can hold: null where the loss is not a number."""
-    number = float(value)
-    return number if math.isfinite(number) else None
+def number(value: float) -> float | None:
+    """A float that JSON can hold: None where it is infinite or not a number.
+
+    Example:
+        >>> number(1.5), number(float("nan"))
+        (1.5, None)
+    """
+    return value if math.isfinite(value) else None
 
 
 class MetricsFile:
     """Appends rows; every row is handed to the system at once, so that a killed run keeps them.
 
+    Args:
+        path: metrics.jsonl; rows after `after_step` are cut off.
+        after_step: the step of the checkpoint that the run goes on from.
+        advice: ends the message when nothing can be written.
+
+    Raises:
+        UserError: a damaged row among those to keep, a full disk, or a folder that cannot be written.
+
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = MetricsFile(Path(folder, "metrics.jsonl"), after_step=0)
-        ...     file.write({"step": 1}); file.write({"step": 2}); file.close()
-        ...     MetricsFile(Path(folder, "metrics.jsonl"), after_step=1).close()
-        ...     Path(folder, "metrics.jsonl").read_text()
+        ...     path = Path(folder, "metrics.jsonl")
+        ...     with MetricsFile(path, after_step=0, advice="") as file:
+        ...         file.write({"step": 1}); file.write({"step": 2})
+        ...     MetricsFile(path, after_step=1, advice="").close()
+        ...     path.read_text()
         '{"step": 1}\\n'
     """
 
-    def __init__(self, path: Path, *, after_step: int) -> None:
+    def __init__(self, path: Path, *, after_step: int, advice: str) -> None:
+        self._path, self._advice = path, advice
         if path.exists():
             write_file(path, "".join(f"{line}\n" for line in _lines_up_to(path, after_step)))
-        self._file = path.open("a", encoding="utf-8")
+        with self._writing():
+            # Unbuffered: after a failed write nothing waits for another try when the file is closed.
+            self._file = path.open("ab", buffering=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        rest = json.dumps(row, allow_nan=False).encode() + b"\n"
+        with self._writing():
+            while rest:  # a disk that is almost full takes a part
+                rest = rest[self._file.write(rest) :]
+
+    def sync(self) -> None:
+        """Wait until all rows are on the disk: before a checkpoint, which must not know of steps that the rows lack."""
+        with self._writing():
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(self._path.parent, what=self._path.name, advice=self._advice)
+
 
 def _lines_up_to(path: Path, step: int) -> list[str]:
-    """Whole lines of steps up to `step`; a line that a crash cut short ends the list."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """Whole lines of the steps up to `step`; what a crash left behind them does not matter."""
+    lines: list[str] = []
+    last = 0
+    for raw in path.read_bytes().splitlines():
         try:
-            if json.loads(line)["step"] > step:
+            line = raw.decode()
+            here = int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            if last >= step:
                 break
-        except json.JSONDecodeError:
+            raise UserError(
+                f"expected a step's metrics in line {len(lines) + 1} of {path}, got something else ({error}); "
+                "repair that line, or move the file away"
+            ) from error
+        if here > step:
             break
         lines.append(line)
+        last = here
     return lines

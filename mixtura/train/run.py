@@ -3,19 +3,23 @@
 import json
 import os
 import platform
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
 from mixtura.errors import UserError
 from mixtura.models.count import ParameterCount
 from mixtura.train.config import TrainConfig, from_dict, to_dict
-from mixtura.train.files import write_file
+from mixtura.train.data.tokenizer import TextTokenizer
+from mixtura.train.files import write_file, writing
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ class Run:
         """The tokenizer, so that text can be generated without the corpus."""
         return self.folder / "tokenizer.json"
 
+    @property
+    def advice(self) -> str:
+        """How to go on after an interruption, to end a message with."""
+        return f"then: mixtura resume {shlex.quote(str(self.folder))}"
+
     def read_config(self) -> TrainConfig:
         """The configuration the run was started with.
 
@@ -55,33 +64,62 @@ class Run:
             return from_dict(TrainConfig, json.loads(path.read_text(encoding="utf-8"))["config"])
         except FileNotFoundError as error:
             raise UserError(
-                f"expected a run's folder with a config.json, got {str(self.folder)!r}; `ls runs` shows the runs"
+                f"expected a run's folder with a config.json, got {str(self.folder)!r}, which has none; see `ls runs`"
             ) from error
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"expected a run's configuration in {path}, got something unreadable ({error})") from error
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}; make it readable") from error
+        except (ValueError, KeyError, TypeError) as error:  # not UTF-8, not JSON, no "config", or not of a run
+            raise UserError(
+                f"expected a run's configuration in {path}, got something else ({error}); "
+                "restore the file, or train anew"
+            ) from error
 
 
-def create_run(config: TrainConfig, parameters: ParameterCount, device: torch.device) -> Run:
-    """Make a new run's folder with its config.json, and point `latest` at it.
+def create_run(
+    config: TrainConfig, *, parameters: ParameterCount, tokenizer: TextTokenizer, device: torch.device
+) -> Run:
+    """Make a new run's folder with configuration and tokenizer, and point `latest` at it; or leave nothing behind.
 
     Raises:
         UserError: the folder exists, or cannot be written.
     """
-    name = config.name or f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = Path(config.out) / name
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError as error:
-        raise UserError(
-            f"expected a new run, but {str(folder)!r} exists; take another --name, or `mixtura resume {folder}`"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"cannot make the run's folder {str(folder)!r}: {error.strerror}; choose another --out"
-        ) from error
-    write_file(folder / "config.json", json.dumps(_facts(config, parameters, device), indent=2) + "\n")
-    point_link(folder.parent / "latest", folder.name)
+    folder = new_run_folder(config)
+    with writing(folder.parent, what="the run's folder", advice="or choose another --out"):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError as error:
+            raise UserError(_exists(folder)) from error
+        try:
+            tokenizer.save(Run(folder).tokenizer)
+            write_file(folder / "config.json", json.dumps(_facts(config, parameters, device), indent=2) + "\n")
+            point_link(folder.parent / "latest", folder.name)
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
     return Run(folder)
+
+
+def new_run_folder(config: TrainConfig) -> Path:
+    """The folder that a new run will have; nothing is made yet.
+
+    Raises:
+        UserError: it exists.
+
+    Example:
+        >>> new_run_folder(TrainConfig(out="runs", name="of-nobody")).as_posix()
+        'runs/of-nobody'
+    """
+    folder = Path(config.out) / (config.name or f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if folder.exists():
+        raise UserError(_exists(folder))
+    return folder
+
+
+def _exists(folder: Path) -> str:
+    return (
+        f"expected a new run, but {str(folder)!r} exists; "
+        f"take another --name, or: mixtura resume {shlex.quote(str(folder))}"
+    )
 
 
 def open_run(path: str | Path) -> Run:
@@ -94,11 +132,12 @@ def open_run(path: str | Path) -> Run:
         >>> open_run("runs/of-nobody")
         Traceback (most recent call last):
         ...
-        mixtura.errors.UserError: expected a run's folder, got 'runs/of-nobody', which does not exist
+        mixtura.errors.UserError: expected a run's folder, got 'runs/of-nobody', which does not exist; see `ls runs`
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(f"expected a run's folder, got {str(path)!r}, which does not exist")
+        fault = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"expected a run's folder, got {str(path)!r}, which {fault}; see `ls runs`")
     # `latest` is resolved, so that a run started meanwhile does not change what is being written to.
     return Run(folder.parent / folder.readlink() if folder.is_symlink() else folder)
 
@@ -122,7 +161,7 @@ def _facts(config: TrainConfig, parameters: ParameterCount, device: torch.device
 
 
 def _cpu_name() -> str:
-    if sys.platform == "linux":
+    if sys.platform == "linux":  # where platform.processor() says nothing
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
@@ -131,11 +170,16 @@ def _cpu_name() -> str:
 
 def point_link(link: Path, target: str) -> None:
     """Make or move a symbolic link in one step; where links are not allowed there is simply no `latest`."""
-    temporary = link.with_name(f".{link.name}-{os.getpid()}")
-    try:
-        temporary.symlink_to(target, target_is_directory=True)
-    except OSError as error:
-        if sys.platform == "win32":  # needs a privilege there
-            return
-        raise UserError(f"cannot make the link {str(link)!r}: {error.strerror}") from error
-    temporary.replace(link)
+    temporary = link.with_name(f".new-{uuid4().hex}")
+    with writing(link.parent, what=f"the link {link.name!r}"):
+        try:
+            temporary.symlink_to(target, target_is_directory=True)
+        except OSError:
+            if os.name == "nt":  # needs a privilege there
+                return
+            raise
+        try:
+            temporary.replace(link)
+        except OSError:
+            temporary.unlink()
+            raise
