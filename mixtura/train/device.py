@@ -38,11 +38,14 @@ def choose_device(config: TrainConfig) -> torch.device:
 def random_state() -> dict[str, Any]:
     """The state of torch's random numbers on every device."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    return {"cpu": torch.get_rng_state(), "cuda": cuda, "mps": mps}
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Go back to a state that `random_state` gave."""
+    """Go back to a state that `random_state` gave; devices that are not on this machine are passed over."""
     torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    for number, cuda in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda, number)
+    if state["mps"] is not None and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
