@@ -1,6 +1,7 @@
 """A training run as one frozen value. A recipe is a function that returns it; the command line overrides its fields."""
 
 import dataclasses
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -65,6 +66,15 @@ class TrainConfig:
         for name in ("recompute_interval", "threads", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        if self.seed >= 1 << 32:
+            raise UserError(f"seed: expected less than 2^32, got {self.seed}")
+        if {"/", "\\"} & set(self.name) or self.name in (".", "..", "latest"):
+            raise UserError(
+                f"name: expected the name of one folder, and not 'latest', got {self.name!r}; --out says where it lies"
+            )
+        for prompt in self.prompts:
+            if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+                raise UserError(f"prompts: expected Unicode text, got {prompt!r}, which holds half a character")
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -81,22 +91,52 @@ def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
     """Rebuild a nested configuration from `to_dict`'s values.
 
     Raises:
-        UserError: an unknown field.
+        UserError: an unknown field, a value of another type, or one that a configuration refuses.
 
     Example:
         >>> from_dict(OptimConfig, {"lr": 0.5}).lr
         0.5
     """
-    hints = typing.get_type_hints(cls)
+    if not isinstance(values, Mapping):
+        raise UserError(f"expected the fields of {cls.__name__}, got {values!r}")
+    hints = {name: kind for name, kind in typing.get_type_hints(cls).items() if name in _fields(cls)}
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise UserError(
             f"expected fields of {cls.__name__}, got {', '.join(unknown)}; was it written by a newer mixtura?"
         )
-    return cls(**{name: _from_plain(hints[name], value) for name, value in values.items()})
+    arguments = {name: _from_plain(hints[name], value, name=name) for name, value in values.items()}
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
-def _from_plain(kind: Any, value: Any) -> Any:
+def _fields(cls: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+def _from_plain(kind: Any, value: Any, *, name: str) -> Any:
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return from_dict(kind, value)
-    return tuple(value) if typing.get_origin(kind) is tuple else value
+    if typing.get_origin(kind) is tuple and isinstance(value, list):
+        value = tuple(value)
+    if not _fits(kind, value):
+        raise UserError(f"{name}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
+    return value
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Whether a plain value is of the type that a field is annotated with."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(argument, value) for argument in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(arguments[0], part) for part in value)
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(_fits(arguments[1], part) for part in value.values())
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
