@@ -1,5 +1,6 @@
 """Look at a finished or running run: losses of a checkpoint, generated text, the report again."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,14 +8,14 @@ import torch
 
 from mixtura.errors import UserError
 from mixtura.models.gpt import GPT
-from mixtura.models.sample import generate
 from mixtura.train.checkpoint import find_checkpoint, load_weights
 from mixtura.train.config import TrainConfig
 from mixtura.train.data.tokenizer import TextTokenizer
 from mixtura.train.data.tokens import prepare
 from mixtura.train.device import choose_device
-from mixtura.train.observations import finish
+from mixtura.train.observations import continuation, finish
 from mixtura.train.run import Run, open_run
+from mixtura.train.setup import build_model, require
 from mixtura.train.step import evaluate
 
 
@@ -24,9 +25,11 @@ def load_model(run: Run, *, checkpoint: str) -> tuple[GPT, TrainConfig]:
     Raises:
         UserError: no such run or checkpoint, or an unreadable one.
     """
+    require("safetensors")
     config = run.read_config()
-    model = GPT(config.model).to(choose_device(config)).eval()
-    load_weights(model, find_checkpoint(run, checkpoint))
+    folder = find_checkpoint(run, checkpoint)
+    model = build_model(config).to(choose_device(config)).eval()
+    load_weights(model, folder)
     return model, config
 
 
@@ -41,6 +44,7 @@ def evaluate_run(path: str | Path, *, checkpoint: str = "best") -> dict[str, flo
 
 def rewrite_report(path: str | Path, *, checkpoint: str = "best") -> Path:
     """Look at a checkpoint's model again and write the report; returns its path."""
+    require("jinja2", "plotly")
     run = open_run(path)
     model, config = load_model(run, checkpoint=checkpoint)
     return finish(run, model, corpus=prepare(config.data), config=config)
@@ -61,26 +65,17 @@ def generate_text(
     Raises:
         UserError: no such run or checkpoint, or a value out of its range.
     """
-    if max_tokens < 1 or top_k < 0 or temperature < 0:
-        raise UserError(
-            "expected max_tokens of at least 1, top_k and temperature of at least 0, "
-            f"got {max_tokens}, {top_k} and {temperature}"
-        )
+    if max_tokens < 1 or top_k < 0:
+        raise UserError(f"expected max_tokens of at least 1 and top_k of at least 0, got {max_tokens} and {top_k}")
+    if not (temperature >= 0 and math.isfinite(temperature)):
+        raise UserError(f"expected a temperature of at least 0, got {temperature}")
+    if not 0 <= seed < 1 << 32:
+        raise UserError(f"expected a seed from 0 to 2^32 - 1, got {seed}")
     opened = open_run(run)
     model, _ = load_model(opened, checkpoint=checkpoint)
     tokenizer = TextTokenizer.load(opened.tokenizer)
-    device = model.embedding.weight.device
-    # A document starts behind the end of another one.
-    ids = torch.tensor([tokenizer.end_id, *tokenizer.encode(prompt)], device=device)
-    yield prompt
-    yield from tokenizer.stream(
-        generate(
-            model,
-            ids,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            stop_id=tokenizer.end_id,
-            generator=torch.Generator(device).manual_seed(seed),
-        )
+    written = continuation(
+        model, tokenizer, prompt, seed=seed, max_tokens=max_tokens, temperature=temperature, top_k=top_k
     )
+    yield prompt
+    yield from written

@@ -1,12 +1,14 @@
 """What a trained model does on held-out text: experts by domain, coloured samples, generated text."""
 
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mixtura.errors import UserError
 from mixtura.models.gpt import GPT
 from mixtura.models.sample import generate
 from mixtura.observe.record import record
@@ -15,7 +17,7 @@ from mixtura.train.config import TrainConfig
 from mixtura.train.data.stream import validation_batches
 from mixtura.train.data.tokenizer import TextTokenizer
 from mixtura.train.data.tokens import Corpus
-from mixtura.train.files import write_file
+from mixtura.train.files import write_file, writing
 from mixtura.train.run import Run
 
 
@@ -27,7 +29,9 @@ def observe(model: GPT, corpus: Corpus, *, config: TrainConfig) -> dict[str, Any
         "domains": list(corpus.domains),
         "layers": _counts_by_domain(model, corpus, config),
         "samples": [_sample(model, corpus, domain) for domain in corpus.domains],
-        "generated": generated_texts(model, corpus.tokenizer, config.prompts, seed=config.seed),
+        "generated": generated_texts(
+            model, corpus.tokenizer, config.prompts if has_finite_weights(model) else (), seed=config.seed
+        ),
     }
     model.train(was_training)
     return seen
@@ -36,7 +40,8 @@ def observe(model: GPT, corpus: Corpus, *, config: TrainConfig) -> dict[str, Any
 def finish(run: Run, model: GPT, *, corpus: Corpus, config: TrainConfig) -> Path:
     """Look at the trained model and write the report; returns its path."""
     write_file(run.folder / "observations.json", json.dumps(observe(model, corpus, config=config)))
-    return write_report(run.folder)
+    with writing(run.folder, what="report.html", advice=f"then: mixtura report {shlex.quote(str(run.folder))}"):
+        return write_report(run.folder)
 
 
 @torch.no_grad()
@@ -77,10 +82,56 @@ def generated_texts(
     model: GPT, tokenizer: TextTokenizer, prompts: Sequence[str], *, seed: int, max_tokens: int = 400
 ) -> list[dict[str, str]]:
     """A continuation of each prompt, always the same for the same seed."""
-    texts = []
-    for number, prompt in enumerate(prompts):
-        generator = torch.Generator(model.embedding.weight.device).manual_seed(seed + number)
-        ids = torch.tensor(tokenizer.encode(prompt))
-        tokens = generate(model, ids, max_tokens=max_tokens, stop_id=tokenizer.end_id, generator=generator)
-        texts.append({"prompt": prompt, "text": "".join(tokenizer.stream(tokens))})
-    return texts
+    return [
+        {
+            "prompt": prompt,
+            "text": "".join(continuation(model, tokenizer, prompt, seed=seed + n, max_tokens=max_tokens)),
+        }
+        for n, prompt in enumerate(prompts)
+    ]
+
+
+def has_finite_weights(model: GPT) -> bool:
+    """Whether training has not diverged; what has diverged draws no tokens.
+
+    Example:
+        >>> from mixtura.models.gpt import GPTConfig
+        >>> has_finite_weights(GPT(GPTConfig()))
+        True
+    """
+    return all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+
+def continuation(
+    model: GPT,
+    tokenizer: TextTokenizer,
+    prompt: str,
+    *,
+    seed: int,
+    max_tokens: int,
+    temperature: float = 0.8,
+    top_k: int = 0,
+) -> Iterator[str]:
+    """What a model in evaluation mode writes behind a prompt, piece by piece; for arguments see `generate`.
+
+    Raises:
+        UserError: training has diverged.
+    """
+    if not has_finite_weights(model):
+        raise UserError(
+            "expected a trained model, got weights that are not numbers; train anew with a lower --optim.lr"
+        )
+    device = model.embedding.weight.device
+    # A document starts behind the end of another one.
+    ids_L = torch.tensor([tokenizer.end_id, *tokenizer.encode(prompt)], device=device)
+    generator = torch.Generator(device).manual_seed(seed)
+    tokens = generate(
+        model,
+        ids_L,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        stop_id=tokenizer.end_id,
+        generator=generator,
+    )
+    return tokenizer.stream(tokens)
