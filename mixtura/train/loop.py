@@ -1,6 +1,7 @@
 """The training loop: from a configuration to a run's folder with metrics, checkpoints and a report."""
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,18 +13,19 @@ import torch
 
 from mixtura.errors import UserError
 from mixtura.models.count import count_parameters
-from mixtura.models.gpt import GPT, GPTConfig
+from mixtura.models.gpt import GPT
 from mixtura.train.board import Board
-from mixtura.train.checkpoint import find_checkpoint, load_state, load_weights, save_checkpoint
+from mixtura.train.checkpoint import find_checkpoint, go_back, load_state, load_weights, save_checkpoint
 from mixtura.train.config import TrainConfig
 from mixtura.train.data.stream import TokenStream
 from mixtura.train.data.tokens import Corpus, prepare
 from mixtura.train.device import choose_device, random_state, set_random_state
-from mixtura.train.metrics import MetricsFile, step_row
+from mixtura.train.metrics import MetricsFile, measure, number
 from mixtura.train.observations import finish
 from mixtura.train.optim import build_optimizer
 from mixtura.train.progress import Progress, say
-from mixtura.train.run import Run, create_run, open_run
+from mixtura.train.run import Run, create_run, new_run_folder, open_run
+from mixtura.train.setup import build_model, check_start, fit_to_corpus, require_for_training
 from mixtura.train.step import evaluate, train_step
 
 
@@ -42,6 +44,14 @@ class Counters:
     best_step: int = 0
     best_loss: float = float("inf")
 
+    def after_step(self, *, tokens: int, seconds: float) -> "Counters":
+        """One step further."""
+        return replace(self, step=self.step + 1, tokens=self.tokens + tokens, seconds=self.seconds + seconds)
+
+    def row(self) -> dict[str, Any]:
+        """What a row of metrics tells of them."""
+        return {"step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 4)}
+
 
 def train(config: TrainConfig) -> Path:
     """Train from the start; returns the run's folder.
@@ -50,108 +60,99 @@ def train(config: TrainConfig) -> Path:
         UserError: anything wrong with the configuration, the data, or the disk.
         KeyboardInterrupt: after a Ctrl-C, with a checkpoint saved.
     """
+    check_start(config)
+    new_run_folder(config)
     device = choose_device(config)
     corpus = prepare(config.data, on_progress=say)
     config = fit_to_corpus(config, corpus)
     torch.manual_seed(config.seed)
-    model = GPT(config.model, recompute_interval=config.recompute_interval).to(device)
-    run = create_run(config, count_parameters(model), device)
-    corpus.tokenizer.save(run.tokenizer)
-    _introduce(run, model, corpus)
-    _train(run, model, corpus, config, state=None)
+    model = build_model(config).to(device)
+    count = count_parameters(model)
+    run = create_run(config, parameters=count, tokenizer=corpus.tokenizer, device=device)
+    for row in corpus.summary():
+        say(f"{row.domain:>12}  train {row.train_mb:7.2f} MB   held out {row.val_mb:6.2f} MB")
+    say(f"{run.folder}: {count.total:,} parameters, {count.active:,} active per token")
+    _train(run, model, corpus, config=config, state=None)
     return run.folder
 
 
 def resume(path: str | Path, *, checkpoint: str = "last") -> Path:
     """Continue an interrupted run as if it had never stopped; returns its folder.
 
+    From an earlier checkpoint than the last, everything that came after it is dropped.
+
     Raises:
         UserError: no such run or checkpoint, or the data are not the run's any more.
+        KeyboardInterrupt: after a Ctrl-C, with a checkpoint saved.
     """
     run = open_run(path)
     config = run.read_config()
+    folder = find_checkpoint(run, checkpoint)
+    require_for_training(config)
     device = choose_device(config)
+    state = load_state(folder)
+    model = build_model(config).to(device)
+    load_weights(model, folder)
     corpus = prepare(config.data, on_progress=say)
-    state = load_state(folder := find_checkpoint(run, checkpoint))
     if state["corpus"] != corpus.folder.name:
         raise UserError(
             f"expected the data the run started with, but the text of --data.path {config.data.path!r} has changed; "
             "restore it, or start a new run"
         )
-    model = GPT(config.model, recompute_interval=config.recompute_interval).to(device)
-    load_weights(model, folder)
-    _train(run, model, corpus, config, state=state)
+    _train(run, model, corpus, config=config, state=state)
     return run.folder
 
 
-def fit_to_corpus(config: TrainConfig, corpus: Corpus) -> TrainConfig:
-    """The configuration with the model's vocabulary and context taken from the data.
-
-    Raises:
-        UserError: the configuration asks for others.
-    """
-    vocab_size, context = corpus.tokenizer.vocab_size, config.data.seq_len
-    model, default = config.model, GPTConfig()
-    if model.vocab_size not in (vocab_size, default.vocab_size):
-        raise UserError(f"expected no --model.vocab-size, got {model.vocab_size}; set --data.vocab-size instead")
-    if model.context not in (context, default.context):
-        raise UserError(f"expected no --model.context, got {model.context}; set --data.seq-len instead")
-    return replace(config, model=replace(model, vocab_size=vocab_size, context=context))
-
-
-def _introduce(run: Run, model: GPT, corpus: Corpus) -> None:
-    count = count_parameters(model)
-    for row in corpus.summary():
-        say(f"{row.domain:>12}  train {row.train_mb:7.2f} MB   held out {row.val_mb:6.2f} MB")
-    say(f"{run.folder}: {count.total:,} parameters, {count.active:,} active per token")
-
-
-def _train(run: Run, model: GPT, corpus: Corpus, config: TrainConfig, *, state: dict[str, Any] | None) -> None:
-    """The loop itself: step, log, now and then evaluate and save."""
+def _train(run: Run, model: GPT, corpus: Corpus, *, config: TrainConfig, state: dict[str, Any] | None) -> None:
+    """The loop itself: step, measure, now and then evaluate and save."""
     device = model.embedding.weight.device
     bytes_V = torch.tensor(corpus.tokenizer.byte_lengths, dtype=torch.float32, device=device)
     optimizer = build_optimizer(model, config.optim)
     stream = TokenStream(corpus, batch_size=config.data.batch_size, seq_len=config.data.seq_len, seed=config.data.seed)
-    counters = Counters()
-    if state is not None:
-        counters = Counters(**state["counters"])
-        optimizer.load_state_dict(state["optimizer"])
-        stream.load_state_dict(state["stream"])
-        set_random_state(state["random"])
-    metrics, board = MetricsFile(run.metrics, after_step=counters.step), Board(run.folder, enabled=config.tensorboard)
-    with Progress(total=config.steps, done=counters.step) as progress, _until_interrupted() as interrupted:
-        while counters.step < config.steps and not interrupted:
-            start = time.perf_counter()
+    counters = Counters() if state is None else _restore(state, optimizer, stream)
+    start = counters.step
+    if dropped := go_back(run, step=start):
+        say(f"going back to step {start}: dropped the later checkpoints of steps {', '.join(map(str, dropped))}")
+    with (
+        MetricsFile(run.metrics, after_step=start, advice=run.advice) as metrics,
+        Board(run.folder, enabled=config.tensorboard, after_step=start, advice=run.advice) as board,
+        Progress(total=config.steps, done=start) as progress,
+        _interruption() as interrupted,
+    ):
+        while counters.step < config.steps:
+            began = time.perf_counter()
             result = train_step(model, optimizer, stream, config=config, step=counters.step, bytes_V=bytes_V)
-            spent = time.perf_counter() - start
-            counters = replace(
-                counters,
-                step=counters.step + 1,
-                tokens=counters.tokens + result.tokens,
-                seconds=counters.seconds + spent,
-            )
-            row = step_row(
-                result, step=counters.step, tokens=counters.tokens, seconds=counters.seconds, step_seconds=spent
-            )
-            is_last = counters.step == config.steps
+            measured = measure(result)
+            spent = time.perf_counter() - began
+            counters = counters.after_step(tokens=result.tokens, seconds=spent)
+            row = counters.row() | {"tokens_per_s": round(result.tokens / spent, 1)} | measured
+
+            is_last, is_best = counters.step == config.steps, False
             if is_last or counters.step % config.eval_interval == 0:
-                row["val_loss"] = evaluate(model, corpus, config=config, bytes_V=bytes_V)
+                losses = evaluate(model, corpus, config=config, bytes_V=bytes_V)
+                row["val_loss"] = {name: number(loss) for name, loss in losses.items()}
                 progress.evaluated(row)
+                if is_best := losses["mean"] < counters.best_loss:
+                    counters = replace(counters, best_step=counters.step, best_loss=losses["mean"])
             metrics.write(row)
             board.write(row)
             progress.update(row)
-            is_best = "val_loss" in row and row["val_loss"]["mean"] < counters.best_loss
-            if is_best:
-                counters = replace(counters, best_step=counters.step, best_loss=row["val_loss"]["mean"])
-            if is_best or is_last or interrupted or counters.step % config.checkpoint_interval == 0:
+
+            stop = interrupted.is_set()
+            if is_best or is_last or stop or counters.step % config.checkpoint_interval == 0:
+                metrics.sync()
                 state = _state(optimizer, stream, counters, corpus)
                 save_checkpoint(run, model, state, step=counters.step, best_step=counters.best_step)
-    metrics.close()
-    board.close()
-    if counters.step < config.steps:
-        say(f"stopped after step {counters.step}; continue with: mixtura resume {run.folder}")
-        raise KeyboardInterrupt
+            if stop and not is_last:
+                raise KeyboardInterrupt(f"stopped after step {counters.step}, which is saved; {run.advice}")
     finish(run, model, corpus=corpus, config=config)
+
+
+def _restore(state: dict[str, Any], optimizer: torch.optim.Optimizer, stream: TokenStream) -> Counters:
+    optimizer.load_state_dict(state["optimizer"])
+    stream.load_state_dict(state["stream"])
+    set_random_state(state["random"])
+    return Counters(**state["counters"])
 
 
 def _state(optimizer: torch.optim.Optimizer, stream: TokenStream, counters: Counters, corpus: Corpus) -> dict[str, Any]:
@@ -165,13 +166,16 @@ def _state(optimizer: torch.optim.Optimizer, stream: TokenStream, counters: Coun
 
 
 @contextmanager
-def _until_interrupted() -> Iterator[list[int]]:
-    """A list that is no longer empty after a Ctrl-C, so that the step in progress ends whole; a second one kills."""
-    interrupted: list[int] = []
+def _interruption() -> Iterator[threading.Event]:
+    """An event that a Ctrl-C sets, so that the step in progress ends whole; a second Ctrl-C kills."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only that one hears signals
+        yield interrupted
+        return
 
-    def note(number: int, _: object) -> None:
-        interrupted.append(number)
+    def note(_: int, __: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupted.set()
 
     previous = signal.signal(signal.SIGINT, note)
     try:
