@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ Arguments = TypeVar("Arguments")
 USAGE = """usage: mixtura COMMAND [...]
 
   train [RECIPE] [--section.field VALUE ...]   train; without a recipe: lm-tiny
-  resume RUN [--checkpoint last|STEP]          continue an interrupted run to the very same numbers
+  resume RUN [--checkpoint last|best|STEP]     continue an interrupted run to the very same numbers
   eval RUN [--checkpoint best|last|STEP]       losses of a checkpoint on held-out text, by domain
   generate RUN --prompt TEXT                   write on from a prompt
   report RUN                                   look at a run's model again and rewrite its report.html
@@ -39,7 +40,7 @@ class ResumeArguments:
     run: str
     """A run's folder."""
     checkpoint: str = "last"
-    """last, or the step of a checkpoint."""
+    """last, best, or the step of a checkpoint; what came after it is dropped."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,16 @@ class GenerateArguments:
     """Of the draws."""
 
 
+@dataclass(frozen=True)
+class RecipesArguments:
+    """List the recipes, what they cost and what they reach.
+
+    Example:
+        >>> RecipesArguments()
+        RecipesArguments()
+    """
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for bad input, 130 after a Ctrl-C.
 
@@ -92,43 +103,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
-    if not given or given[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal's character set may lack what a model writes
     try:
-        _command(given[0])(given[1:])
-    except (UserError, ValueError) as error:
+        _run(given)
+    except UserError as error:
         if debug:
             traceback.print_exc()
-        elif not isinstance(error, UserError) and not _is_about_input(error):
-            raise
-        print(f"mixtura: {error}", file=sys.stderr)
+        print("mixtura:", *str(error).splitlines(), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        print(f"mixtura: {interrupt}" if interrupt.args else "mixtura: stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
-def _command(name: str) -> Callable[[Sequence[str]], None]:
-    if name not in COMMANDS:
-        raise UserError(f"expected a command among {', '.join(COMMANDS)}; got {name!r}; see mixtura --help")
-    return COMMANDS[name]
+def _run(given: Sequence[str]) -> None:
+    if not given or given[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    if given[0] == "--version":
+        from mixtura import __version__
 
-
-def _is_about_input(error: ValueError) -> bool:
-    """The layer's own checks say "expected ..., got ..."; any other ValueError is a bug and keeps its traceback."""
-    return str(error).startswith("expected ")
+        print(__version__)
+        return
+    if given[0] not in COMMANDS:
+        raise UserError(f"expected a command among {', '.join(COMMANDS)}; got {given[0]!r}; see mixtura --help")
+    try:
+        COMMANDS[given[0]](given[1:])
+    except SystemExit:  # so ends the parser once it has printed a command's help; its errors are UserErrors by now
+        return
 
 
 def _train(arguments: Sequence[str]) -> None:
-    name, rest = (
-        ("lm-tiny", arguments) if not arguments or arguments[0].startswith("-") else (arguments[0], arguments[1:])
-    )
     from mixtura.train.config import TrainConfig
     from mixtura.train.loop import train
     from mixtura.train.recipes import get_recipe
 
+    has_name = bool(arguments) and not arguments[0].startswith("-")
+    name, rest = (arguments[0], arguments[1:]) if has_name else ("lm-tiny", arguments)
     config = parse(TrainConfig, rest, prog=f"mixtura train {name}", default=get_recipe(name))
+    if config.recipe != name:
+        raise UserError(
+            f"expected the recipe before all options, got --recipe {config.recipe}; "
+            f"write: mixtura train {config.recipe}"
+        )
     _end(train(config))
 
 
@@ -168,9 +190,10 @@ def _report(arguments: Sequence[str]) -> None:
     _end(Path(given.run))
 
 
-def _recipes(_: Sequence[str]) -> None:
+def _recipes(arguments: Sequence[str]) -> None:
     from mixtura.train.recipes import RECIPES, describe
 
+    parse(RecipesArguments, arguments, prog="mixtura recipes")
     for name in RECIPES:
         print(f"{name}\n  " + describe(name).replace("\n", "\n  "))
 
@@ -210,7 +233,7 @@ def parse(cls: type[Arguments], arguments: Sequence[str], *, prog: str, default:
                 config=(tyro.conf.FlagConversionOff, tyro.conf.PositionalRequiredArgs),
             )
     except SystemExit as end:
-        if end.code in (0, None):
+        if not end.code:
             raise
         raise UserError(f"{_one_line(heard.getvalue())}; see {prog} --help") from None
 
