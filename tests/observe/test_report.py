@@ -138,6 +138,7 @@ def test_hostile_names_and_texts_stay_text(tmp_path):
     assert len(page.elements) == plain
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert len(page.scripts) == 3
+    assert not set("<>&") & set(page.scripts[0])
     assert page.data["samples"]["texts"][0]["pieces"][:3] == list(HOSTILE[:3])
     assert HOSTILE[0] + "\\u2066\\ud800" in page.text
     assert "\u202e" not in "".join(page.texts + page.scripts[:1])
