@@ -9,7 +9,8 @@ from mixtura.train.files import new_folder, write_file
 
 
 @pytest.mark.parametrize(
-    ("is_whole", "kept"), [(Path.exists, "first.txt"), (lambda path: (path / "second.txt").exists(), "second.txt")]
+    ("is_whole", "kept"),
+    [(None, "second.txt"), (Path.exists, "first.txt"), (lambda path: (path / "second.txt").exists(), "second.txt")],
 )
 def test_a_folder_appears_whole_and_replaces_only_a_damaged_one(tmp_path, is_whole, kept):
     target = tmp_path / "cache" / "result"

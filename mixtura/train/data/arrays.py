@@ -72,11 +72,11 @@ def save(path: Path, parts: Sequence[TokenArray]) -> int:
     return tokens
 
 
-def windows(tokens: Sequence[TokenArray], rows: Sequence[int], starts: Sequence[int], length: int) -> IdArray:
+def windows(tokens: Sequence[TokenArray], *, rows: Sequence[int], starts: Sequence[int], length: int) -> IdArray:
     """Copy `length` ids of row `rows[i]` from `starts[i]` on, for every i: (windows, length), int64.
 
     Example:
-        >>> windows([np.arange(9, dtype="uint16")], [0, 0], [1, 5], 3).tolist()
+        >>> windows([np.arange(9, dtype="uint16")], rows=[0, 0], starts=[1, 5], length=3).tolist()
         [[1, 2, 3], [5, 6, 7]]
     """
     parts = [tokens[row][start : start + length] for row, start in zip(rows, starts, strict=True)]

@@ -39,7 +39,7 @@ class SummaryRow(NamedTuple):
     val_tokens: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Corpus:
     """Token ids of every domain's training and held-out text, mapped from files.
 
@@ -119,7 +119,9 @@ def open_corpus(folder: Path) -> Corpus | None:
         report = str(meta["report"])
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
-    if not rows or any((len(train[row.domain]), len(val[row.domain])) != (row.train_tokens, row.val_tokens) for row in rows):
+    if not rows or any(
+        (len(train[row.domain]), len(val[row.domain])) != (row.train_tokens, row.val_tokens) for row in rows
+    ):
         return None
     return Corpus(
         domains=tuple(row.domain for row in rows),

@@ -17,7 +17,16 @@ SIZES = st.lists(st.integers(2, 60), min_size=1, max_size=4).filter(lambda sizes
 def corpus_of(sizes):
     """Tokens that tell their domain and place: 10000 * domain + place."""
     parts = {f"d{i}": np.arange(size, dtype=np.uint32) + 10_000 * i for i, size in enumerate(sizes)}
-    return Corpus(tuple(parts), parts, parts, dict.fromkeys(parts, 1.0), TOKENIZER, Path("fingerprint"), (), "")
+    return Corpus(
+        domains=tuple(parts),
+        train=parts,
+        val=parts,
+        bytes_per_token=dict.fromkeys(parts, 1.0),
+        tokenizer=TOKENIZER,
+        folder=Path("fingerprint"),
+        rows=(),
+        report="",
+    )
 
 
 def stream_of(sizes, *, batch_size=4, seq_len=8, seed=0, **ranks):

@@ -9,7 +9,7 @@ from mixtura.train.data import TextTokenizer
 SAMPLE = [
     "def train(model):\n    return model.step()\n",
     "The cat sat on the mat, didn't it?  Yes. ",
-    "größer als 東京",
+    "größer 東京",
 ] * 20
 # Letters, digits and signs of the word rule, white space and controls of every kind, and some text beyond ASCII.
 TEXT = st.text(st.sampled_from("abTt's09 _.<|end|>\n\t\r\x0b\x0c\x1c\x1f\x00\x7f")) | st.text()
@@ -22,7 +22,7 @@ def byte_tokenizer():
 
 @pytest.fixture(scope="module")
 def merging_tokenizer():
-    return TextTokenizer.train(SAMPLE, vocab_size=320)
+    return TextTokenizer.train(SAMPLE, vocab_size=310)
 
 
 @pytest.fixture(params=["bytes", "merges"])
@@ -54,9 +54,9 @@ def test_vocabulary_of_257_has_one_id_per_byte_and_one_end(byte_tokenizer):
 
 
 def test_merges_are_learned_and_deterministic(merging_tokenizer):
-    assert merging_tokenizer.vocab_size == 320
+    assert merging_tokenizer.vocab_size == 310
     assert len(merging_tokenizer.encode(SAMPLE[0])) < len(SAMPLE[0]) / 2
-    assert TextTokenizer.train(SAMPLE, vocab_size=320).encode("the model") == merging_tokenizer.encode("the model")
+    assert TextTokenizer.train(SAMPLE, vocab_size=310).encode("the model") == merging_tokenizer.encode("the model")
 
 
 def test_text_too_short_for_all_merges_gives_fewer_tokens():

@@ -149,7 +149,7 @@ def test_a_meta_file_of_another_shape_is_made_again(config):
         assert prepare(config).domains == ("letters", "numbers")
 
 
-def test_processes_that_race_get_the_same_tokens(config):
+def test_starts_that_race_get_the_same_tokens(config):
     with ThreadPoolExecutor(4) as pool:
         corpora = list(pool.map(prepare, [config] * 4))
     assert len({corpus.folder for corpus in corpora}) == 1
