@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mixtura.dispatch import Policy, dispatch, expert_capacity
+from mixtura.errors import UserError
 from mixtura.experts import MLP, GroupedMLP
 from mixtura.losses import LOSSES, apply_losses
 from mixtura.routers import ROUTERS, Router
@@ -29,7 +30,7 @@ class MoE(nn.Module):
         shared_gate: weight the shared module by sigmoid(x w) per token (Qwen2-MoE).
 
     Raises:
-        ValueError: router and experts that disagree on E, an unknown loss, a capacity factor that is not positive,
+        UserError: router and experts that disagree on E, an unknown loss, a capacity factor that is not positive,
             or, in `forward`, an input of another width.
 
     Example:
@@ -61,11 +62,11 @@ class MoE(nn.Module):
         _check_parts(router, experts, losses)
         for name, factor in (("capacity_factor", capacity_factor), ("eval_capacity_factor", eval_capacity_factor)):
             if factor is not None and factor <= 0:
-                raise ValueError(f"expected {name} above 0, or None for dropless, got {factor}")
+                raise UserError(f"expected {name} above 0, or None for dropless, got {factor}")
         if policy not in ("drop", "priority"):
-            raise ValueError(f'expected policy "drop" or "priority", got {policy!r}')
+            raise UserError(f'expected policy "drop" or "priority", got {policy!r}')
         if shared_gate and shared is None:
-            raise ValueError("expected a shared module for shared_gate=True, got shared=None")
+            raise UserError("expected a shared module for shared_gate=True, got shared=None")
         self.router, self.experts, self.shared = router, experts, shared
         self.shared_gate = nn.Linear(router.dim, 1, bias=False) if shared_gate else None
         self.capacity_factor, self.eval_capacity_factor = capacity_factor, eval_capacity_factor
@@ -80,7 +81,7 @@ class MoE(nn.Module):
             priority: (...), each token's score for policy "priority" (urgency); None: its largest gate weight.
         """
         if x.shape[-1] != self.router.dim:
-            raise ValueError(f"expected x of width D={self.router.dim}, got shape {tuple(x.shape)}")
+            raise UserError(f"expected x of width D={self.router.dim}, got shape {tuple(x.shape)}")
         x_TD = x.reshape(-1, x.shape[-1])
         routing = self._route(x_TD, mask)
         rows = dispatch(
@@ -136,13 +137,13 @@ class MoE(nn.Module):
 def _check_parts(router: Router, experts: nn.Module, losses: Mapping[str, float]) -> None:
     num_experts = getattr(experts, "num_experts", None)
     if num_experts != router.num_experts:
-        raise ValueError(f"expected experts for the router's {router.num_experts}, got num_experts={num_experts}")
+        raise UserError(f"expected experts for the router's {router.num_experts}, got num_experts={num_experts}")
     dim = getattr(experts, "dim", router.dim)
     if dim != router.dim:
-        raise ValueError(f"expected router and experts of one width, got dim={router.dim} and dim={dim}")
+        raise UserError(f"expected router and experts of one width, got dim={router.dim} and dim={dim}")
     unknown = sorted(set(losses) - set(LOSSES))
     if unknown:
-        raise ValueError(f"expected losses among {sorted(LOSSES)}, got {', '.join(map(repr, unknown))}")
+        raise UserError(f"expected losses among {sorted(LOSSES)}, got {', '.join(map(repr, unknown))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +193,7 @@ class MoEConfig:
         """Make the layer.
 
         Raises:
-            ValueError: whatever a part refuses; an unknown router; k other than 1 with "switch".
+            UserError: whatever a part refuses; an unknown router; k other than 1 with "switch".
         """
         shared = None
         if self.shared_hidden:
@@ -217,11 +218,11 @@ class MoEConfig:
 
     def _build_router(self) -> Router:
         if self.router not in ROUTERS:
-            raise ValueError(f"expected a router among {sorted(ROUTERS)}, got {self.router!r}")
+            raise UserError(f"expected a router among {sorted(ROUTERS)}, got {self.router!r}")
         options = dict(self.router_options)
         if self.router == "switch":
             if self.k != 1:
-                raise ValueError(f'expected k=1 with router="switch", got k={self.k}; use router="topk"')
+                raise UserError(f'expected k=1 with router="switch", got k={self.k}; use router="topk"')
         else:
             options["k"] = self.k
         return ROUTERS[self.router](self.dim, self.num_experts, **options)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from mixtura.errors import UserError
 from mixtura.routing import Routing
 
 
@@ -10,21 +11,19 @@ def check_router(*, dim: int, num_experts: int, k: int) -> None:
     """Refuse sizes that no router can have.
 
     Raises:
-        ValueError: a size below 1, or more choices than experts.
+        UserError: a size below 1, or more choices than experts.
 
     Example:
         >>> check_router(dim=8, num_experts=2, k=3)
         Traceback (most recent call last):
         ...
-        ValueError: expected 1 <= k <= num_experts, got k=3 with num_experts=2; choose a smaller k
+        mixtura.errors.UserError: expected 1 <= k <= num_experts, got k=3 with num_experts=2; choose a smaller k
     """
     for name, value in (("dim", dim), ("num_experts", num_experts)):
         if value < 1:
-            raise ValueError(f"expected {name} of at least 1, got {value}")
+            raise UserError(f"expected {name} of at least 1, got {value}")
     if not 1 <= k <= num_experts:
-        raise ValueError(
-            f"expected 1 <= k <= num_experts, got k={k} with num_experts={num_experts}; choose a smaller k"
-        )
+        raise UserError(f"expected 1 <= k <= num_experts, got k={k} with num_experts={num_experts}; choose a smaller k")
 
 
 def top_k(scores_TE: Tensor, k: int) -> Tensor:
@@ -56,7 +55,7 @@ class Router(nn.Module):
         weight: (E, D).
 
     Raises:
-        ValueError: see `check_router`; a jitter outside [0, 1).
+        UserError: see `check_router`; a jitter outside [0, 1).
 
     Example:
         >>> Router(8, num_experts=2).logits(torch.zeros(3, 8)).shape
@@ -69,7 +68,7 @@ class Router(nn.Module):
         super().__init__()
         check_router(dim=dim, num_experts=num_experts, k=k)
         if not 0 <= jitter < 1:
-            raise ValueError(f"expected 0 <= jitter < 1, got {jitter}")
+            raise UserError(f"expected 0 <= jitter < 1, got {jitter}")
         self.dim, self.num_experts, self.k, self.jitter = dim, num_experts, k, jitter
         self.init_std = dim**-0.5 * 0.1 if init_std is None else init_std
         self.weight = nn.Parameter(torch.empty(num_experts, dim))

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from mixtura.errors import UserError
 from mixtura.routers.base import Router, top_k
 from mixtura.routing import Routing
 
@@ -31,7 +32,7 @@ class SigmoidBias(Router):
         init_std: see `Router`.
 
     Raises:
-        ValueError: groups that do not divide the experts, or too few experts in the allowed groups for k.
+        UserError: groups that do not divide the experts, or too few experts in the allowed groups for k.
 
     Example:
         >>> router = SigmoidBias(8, num_experts=4, k=1)
@@ -63,9 +64,9 @@ class SigmoidBias(Router):
         super().__init__(dim, num_experts, k, jitter=jitter, init_std=init_std)
         group_k = groups if group_k is None else group_k
         if groups < 1 or num_experts % groups:
-            raise ValueError(f"expected groups that divide num_experts={num_experts}, got groups={groups}")
+            raise UserError(f"expected groups that divide num_experts={num_experts}, got groups={groups}")
         if not 1 <= group_k <= groups or group_k * (num_experts // groups) < k:
-            raise ValueError(
+            raise UserError(
                 f"expected 1 <= group_k <= groups={groups} with at least k={k} experts in the groups a token may use, "
                 f"got group_k={group_k} groups of {num_experts // groups} experts"
             )

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mixtura.errors import UserError
 from mixtura.routers.base import Router, top_k
 from mixtura.routing import Routing
 
@@ -26,7 +27,7 @@ class TopK(Router):
         init_std: see `Router`.
 
     Raises:
-        ValueError: an unknown order, or sizes that `check_router` refuses.
+        UserError: an unknown order, or sizes that `check_router` refuses.
 
     Example:
         >>> routing = TopK(8, num_experts=4, k=2)(torch.randn(3, 8))
@@ -47,7 +48,7 @@ class TopK(Router):
     ) -> None:
         super().__init__(dim, num_experts, k, jitter=jitter, init_std=init_std)
         if order not in ("softmax_topk", "topk_softmax"):
-            raise ValueError(f'expected order "topk_softmax" or "softmax_topk", got {order!r}')
+            raise UserError(f'expected order "topk_softmax" or "softmax_topk", got {order!r}')
         if k == 1 and num_experts > 1 and (order == "topk_softmax" or renormalize):
             warnings.warn(
                 "with k=1 a weight normalised over the chosen expert is always 1, so the task gives the router no "
