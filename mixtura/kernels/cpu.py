@@ -28,7 +28,7 @@ class _Layout(Protocol):
     def take(self, x_TD: Tensor) -> Tensor: ...
     def spread(self, rows: Tensor) -> Tensor: ...
     def compact(self, rows: Tensor) -> Tensor: ...
-    def product(self, rows: Tensor, weight: Tensor) -> Tensor: ...
+    def product(self, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor: ...
     def weight_grad(self, left: Tensor, right: Tensor) -> Tensor: ...
     def bias_rows(self, bias: Tensor) -> Tensor: ...
     def bias_grad(self, rows: Tensor) -> Tensor: ...
@@ -51,11 +51,16 @@ class _Compact:
     def compact(self, rows: Tensor) -> Tensor:
         return rows
 
-    def product(self, rows: Tensor, weight: Tensor) -> Tensor:
+    def product(self, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         out = rows.new_empty(rows.shape[0], weight.shape[2])
-        for a, b, c in zip(rows.split(self.counts), weight.unbind(0), out.split(self.counts), strict=True):
-            if a.shape[0]:
+        parts = zip(rows.split(self.counts), weight.unbind(0), out.split(self.counts), strict=True)
+        for e, (a, b, c) in enumerate(parts):
+            if not a.shape[0]:
+                continue
+            if bias is None:
                 torch.mm(a, b, out=c)
+            else:
+                torch.addmm(bias[e], a, b, out=c)
         return out
 
     def weight_grad(self, left: Tensor, right: Tensor) -> Tensor:
@@ -100,8 +105,10 @@ class _Padded:
     def compact(self, rows: Tensor) -> Tensor:
         return rows.index_select(0, self.place_N)
 
-    def product(self, rows: Tensor, weight: Tensor) -> Tensor:
-        return torch.bmm(rows.view(self.shape), weight).flatten(0, 1)
+    def product(self, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if bias is None:
+            return torch.bmm(rows.view(self.shape), weight).flatten(0, 1)
+        return torch.baddbmm(bias.unsqueeze(1), rows.view(self.shape), weight).flatten(0, 1)
 
     def weight_grad(self, left: Tensor, right: Tensor) -> Tensor:
         return torch.bmm(left.view(self.shape).transpose(1, 2), right.view(self.shape))
@@ -146,9 +153,8 @@ class _GroupedMLP(torch.autograd.Function):
         activation: str,
     ) -> Tensor:
         layout = _choose(index, macs_per_row=down.shape[1] * down.shape[2])
-        z = layout.product(layout.take(x_TD), up.transpose(1, 2))
-        if up_bias is not None:
-            z += layout.bias_rows(up_bias)
+        # The bias enters before z is rounded: in bf16 a second rounding would flip the sign of many a small z.
+        z = layout.product(layout.take(x_TD), up.transpose(1, 2), up_bias)
         w = layout.spread(weight_N).to(x_TD.dtype).unsqueeze(-1)
         a = ACTIVATIONS[activation].forward(z)
         y = layout.product(a.mul_(w), down.transpose(1, 2))
