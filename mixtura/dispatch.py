@@ -60,7 +60,9 @@ def dispatch(
     policy: Policy = "drop",
     priority_T: Tensor | None = None,
 ) -> Rows:
-    """Group the assignments by expert, in token order; with a capacity, keep at most that many of each expert.
+    """Group the assignments by expert; with a capacity, keep at most that many of each expert.
+
+    An expert's rows stand in token order, or, where "priority" had to choose, in the order of their priority.
 
     Args:
         routing: who goes to whom.
