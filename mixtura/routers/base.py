@@ -1,5 +1,7 @@
 """The router's contract: `x_TD -> Routing`, computed in fp32 whatever the layer's dtype."""
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,23 @@ def check_router(*, dim: int, num_experts: int, k: int) -> None:
         raise UserError(f"expected 1 <= k <= num_experts, got k={k} with num_experts={num_experts}; choose a smaller k")
 
 
+def warn_of_constant_weight() -> None:
+    """Warn that one choice with a normalised weight teaches the router nothing.
+
+    Example:
+        >>> with warnings.catch_warnings(record=True, action="always") as caught:
+        ...     warn_of_constant_weight()
+        >>> len(caught)
+        1
+    """
+    # The level leads out of here and the router's __init__, to the line that makes the router.
+    warnings.warn(
+        "with k=1 a weight normalised over the chosen expert is always 1, so the task gives the router no gradient; "
+        "use a router that does not: Switch, or TopK and SigmoidBias with renormalize=False",
+        stacklevel=3,
+    )
+
+
 def top_k(scores_TE: Tensor, k: int) -> Tensor:
     """Indices of the k largest scores of each row, best first: int64 (T, K).
 
@@ -49,7 +68,8 @@ class Router(nn.Module):
         num_experts: E.
         k: K, experts per token.
         jitter: in training the input is multiplied by U[1 - jitter, 1 + jitter] (Fedus et al. 2021, section 2.2).
-        init_std: standard deviation of the initial weights; small keeps the first routing close to uniform.
+        init_std: standard deviation of the initial weights; None: 0.1 / sqrt(D), which keeps the first routing close to
+            uniform.
 
     Shapes:
         weight: (E, D).
@@ -70,12 +90,13 @@ class Router(nn.Module):
         if not 0 <= jitter < 1:
             raise UserError(f"expected 0 <= jitter < 1, got {jitter}")
         self.dim, self.num_experts, self.k, self.jitter = dim, num_experts, k, jitter
-        self.init_std = dim**-0.5 * 0.1 if init_std is None else init_std
+        self.init_std = 0.1 * dim**-0.5 if init_std is None else init_std
         self.weight = nn.Parameter(torch.empty(num_experts, dim))
-        self.reset_parameters()
+        # Not self.reset_parameters(): a subclass's own tensors do not exist yet.
+        Router.reset_parameters(self)
 
     def reset_parameters(self) -> None:
-        """Draw the weights afresh."""
+        """Set every parameter and buffer afresh, as after `to_empty`; a subclass with more of them extends this."""
         nn.init.normal_(self.weight, std=self.init_std)
 
     def logits(self, x_TD: Tensor) -> Tensor:
