@@ -158,6 +158,7 @@ class ModuleExperts(nn.ModuleList):
 
     def forward(self, rows: Rows) -> Tensor:
         """Run each expert on its rows: Rows -> (N, D), weighted."""
-        parts = rows.gather().split(rows.counts_E.tolist())
-        outputs = [expert(x) if x.shape[0] else x for expert, x in zip(self, parts, strict=True)]
-        return rows.scale(torch.cat(outputs))
+        x_ND = rows.gather()
+        parts = x_ND.split(rows.counts_E.tolist())
+        outputs = [expert(x) for expert, x in zip(self, parts, strict=True) if x.shape[0]]
+        return rows.scale(torch.cat(outputs)) if outputs else x_ND
