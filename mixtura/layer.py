@@ -30,8 +30,9 @@ class MoE(nn.Module):
         shared_gate: weight the shared module by sigmoid(x w) per token (Qwen2-MoE).
 
     Raises:
-        UserError: router and experts that disagree on E, an unknown loss, a capacity factor that is not positive,
-            or, in `forward`, an input of another width.
+        UserError: router and experts that disagree on E or D, an unknown loss or policy, a capacity factor or multiple
+            that is not positive, a gate without a shared module; in `forward`, an input of another width, a mask or
+            priority that has not one value per token.
 
     Example:
         >>> import mixtura as mx
@@ -63,6 +64,8 @@ class MoE(nn.Module):
         for name, factor in (("capacity_factor", capacity_factor), ("eval_capacity_factor", eval_capacity_factor)):
             if factor is not None and factor <= 0:
                 raise UserError(f"expected {name} above 0, or None for dropless, got {factor}")
+        if capacity_multiple < 1:
+            raise UserError(f"expected capacity_multiple of at least 1, got {capacity_multiple}")
         if policy not in ("drop", "priority"):
             raise UserError(f'expected policy "drop" or "priority", got {policy!r}')
         if shared_gate and shared is None:
@@ -77,11 +80,18 @@ class MoE(nn.Module):
 
         Args:
             x: the tokens.
-            mask: bool (...), False for padding: routed nowhere, counted in no loss.
+            mask: bool (...), False for padding: routed nowhere, counted in no loss. Its values must be finite all the
+                same, since the router's gradient passes over them.
             priority: (...), each token's score for policy "priority" (urgency); None: its largest gate weight.
         """
         if x.shape[-1] != self.router.dim:
             raise UserError(f"expected x of width D={self.router.dim}, got shape {tuple(x.shape)}")
+        for name, values in (("mask", mask), ("priority", priority)):
+            if values is not None and values.shape != x.shape[:-1]:
+                expected, got = tuple(x.shape[:-1]), tuple(values.shape)
+                raise UserError(f"expected {name} with one value per token, of shape {expected}, got {got}")
+        if mask is not None and mask.dtype is not torch.bool:
+            raise UserError(f"expected mask of dtype torch.bool (False: padding), got {mask.dtype}; use mask.bool()")
         x_TD = x.reshape(-1, x.shape[-1])
         routing = self._route(x_TD, mask)
         rows = dispatch(
@@ -113,10 +123,11 @@ class MoE(nn.Module):
             factor = self.eval_capacity_factor
         if factor is None or routing.num_tokens == 0:
             return None
+        # N assignments with one choice each are T tokens with K; this also holds where K differs from token to token.
         return expert_capacity(
-            routing.num_tokens,
+            routing.expert_N.shape[0],
             num_experts=routing.num_experts,
-            k=routing.choices or 1,
+            k=1,
             factor=factor,
             multiple_of=self.capacity_multiple,
         )
