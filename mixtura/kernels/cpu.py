@@ -30,9 +30,8 @@ class _GroupedMLP(torch.autograd.Function):
         activation: str,
     ) -> Tensor:
         layout = Layout(index, macs_per_row=down.shape[1] * down.shape[2])
-        z = layout.product(layout.take(x_TD), up, transpose=True)
-        if up_bias is not None:
-            z += layout.bias_rows(up_bias)
+        # The bias enters before z is rounded: in bf16 a second rounding would flip the sign of many a small z.
+        z = layout.product(layout.take(x_TD), up, transpose=True, bias=up_bias)
         w = layout.spread(weight_N).to(x_TD.dtype).unsqueeze(-1)
         a = ACTIVATIONS[activation].forward(z)
         y = layout.product(a.mul_(w), down, transpose=True)

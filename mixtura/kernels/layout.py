@@ -65,10 +65,15 @@ class _Group:
         part = tensor[self.start : self.start + count * self.capacity]
         return part.view(count, self.capacity, tensor.shape[1])
 
-    def of(self, stacked: Tensor) -> Tensor | None:
-        """This group's part of something stacked by expert, (E, X, Y) -> (g, X, Y), where that can be a view."""
+    def view(self, stacked: Tensor) -> Tensor | None:
+        """This group's part of something stacked by expert, (E, *) -> (g, *), where that can be a view."""
         first, count = self.experts[0], len(self.experts)
         return stacked[first : first + count] if count in (1, stacked.shape[0]) else None
+
+    def take(self, stacked: Tensor) -> Tensor:
+        """The same, copied where it cannot be a view."""
+        part = self.view(stacked)
+        return stacked.index_select(0, self.experts_g) if part is None else part
 
 
 class Layout:
@@ -132,20 +137,23 @@ class Layout:
         """The inverse of `spread`: (R, *) -> (N, *)."""
         return rows if self.is_compact else rows.index_select(0, self.place_N)
 
-    def product(self, rows: Tensor, weight: Tensor, *, transpose: bool = False) -> Tensor:
-        """Each row times its expert's matrix: (R, X), (E, X, Y) -> (R, Y); transposed: (E, Y, X)."""
+    def product(self, rows: Tensor, weight: Tensor, *, transpose: bool = False, bias: Tensor | None = None) -> Tensor:
+        """Each row times its expert's matrix, plus its bias: (R, X), (E, X, Y), (E, Y) -> (R, Y); transposed: (E, Y, X)."""
         out = rows.new_empty(self.num_rows, weight.shape[1 if transpose else 2])
         for group in self.groups:
-            block = group.of(weight)
-            block = weight.index_select(0, group.experts_g) if block is None else block
-            torch.bmm(group.rows(rows), block.transpose(1, 2) if transpose else block, out=group.rows(out))
+            block = group.take(weight)
+            block = block.transpose(1, 2) if transpose else block
+            if bias is None:
+                torch.bmm(group.rows(rows), block, out=group.rows(out))
+            else:
+                torch.baddbmm(group.take(bias).unsqueeze(1), group.rows(rows), block, out=group.rows(out))
         return out
 
     def weight_grad(self, left: Tensor, right: Tensor) -> Tensor:
         """Each expert's sum of outer products of its rows: (R, X), (R, Y) -> (E, X, Y), zeros for an expert without."""
         out = left.new_empty(len(self.index.counts_E), left.shape[1], right.shape[1])
         for group in self.groups:
-            a, b, block = group.rows(left).transpose(1, 2), group.rows(right), group.of(out)
+            a, b, block = group.rows(left).transpose(1, 2), group.rows(right), group.view(out)
             if block is None:
                 out.index_copy_(0, group.experts_g, torch.bmm(a, b))
             else:
