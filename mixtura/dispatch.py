@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mixtura.errors import UserError
 from mixtura.kernels.rows import RowIndex
 from mixtura.routing import Routing, Rows
 
@@ -59,7 +60,9 @@ def dispatch(
     policy: Policy = "drop",
     priority_T: Tensor | None = None,
 ) -> Rows:
-    """Group the assignments by expert, in token order; with a capacity, keep at most that many of each expert.
+    """Group the assignments by expert; with a capacity, keep at most that many of each expert.
+
+    An expert's rows stand in token order, or, where "priority" had to choose, in the order of their priority.
 
     Args:
         routing: who goes to whom.
@@ -71,7 +74,7 @@ def dispatch(
         priority_T: (T,), the score of "priority"; None takes each token's largest weight.
 
     Raises:
-        ValueError: a policy that does not exist, or a capacity below 1.
+        UserError: a policy that does not exist, or a capacity below 1.
 
     Example:
         >>> expert, weight = torch.tensor([[0], [0], [1]]), torch.tensor([[0.5], [0.9], [0.7]])
@@ -82,9 +85,9 @@ def dispatch(
         [1, 2]
     """
     if policy not in ("drop", "priority"):
-        raise ValueError(f'expected policy "drop" or "priority", got {policy!r}')
+        raise UserError(f'expected policy "drop" or "priority", got {policy!r}')
     if capacity is not None and capacity < 1:
-        raise ValueError(f"expected a capacity of at least 1 row per expert, got {capacity}; None means dropless")
+        raise UserError(f"expected a capacity of at least 1 row per expert, got {capacity}; None means dropless")
     E, N, K = routing.num_experts, routing.expert_N.shape[0], routing.choices
     expert_N = routing.expert_N
     if routing.mask_T is not None:

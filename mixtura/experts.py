@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mixtura import kernels
+from mixtura.errors import UserError
 from mixtura.routing import Rows
 
 
@@ -13,19 +14,19 @@ def _check_mlp(*, activation: str, **sizes: int) -> None:
     """Refuse sizes below 1 and unknown activations.
 
     Raises:
-        ValueError: names the argument.
+        UserError: names the argument.
 
     Example:
         >>> _check_mlp(activation="relu", hidden=0)
         Traceback (most recent call last):
         ...
-        ValueError: expected hidden of at least 1, got 0
+        mixtura.errors.UserError: expected hidden of at least 1, got 0
     """
     for name, value in sizes.items():
         if value < 1:
-            raise ValueError(f"expected {name} of at least 1, got {value}")
+            raise UserError(f"expected {name} of at least 1, got {value}")
     if activation not in kernels.ACTIVATIONS:
-        raise ValueError(f"expected an activation among {sorted(kernels.ACTIVATIONS)}, got {activation!r}")
+        raise UserError(f"expected an activation among {sorted(kernels.ACTIVATIONS)}, got {activation!r}")
 
 
 class GroupedMLP(nn.Module):
@@ -44,7 +45,7 @@ class GroupedMLP(nn.Module):
         up_bias, down_bias: (E, F or 2F), (E, D).
 
     Raises:
-        ValueError: a size below 1 or an unknown activation.
+        UserError: a size below 1 or an unknown activation.
 
     Example:
         >>> GroupedMLP(num_experts=4, dim=8, hidden=16, activation="swiglu").up_proj.shape
@@ -136,7 +137,7 @@ class ModuleExperts(nn.ModuleList):
     An expert without rows is not called, so its parameters get no gradient in that step.
 
     Raises:
-        ValueError: no expert given.
+        UserError: no expert given.
 
     Example:
         >>> import mixtura as mx
@@ -148,7 +149,7 @@ class ModuleExperts(nn.ModuleList):
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         super().__init__(modules)
         if len(self) == 0:
-            raise ValueError("expected at least one expert, got none")
+            raise UserError("expected at least one expert, got none")
 
     @property
     def num_experts(self) -> int:
@@ -157,6 +158,7 @@ class ModuleExperts(nn.ModuleList):
 
     def forward(self, rows: Rows) -> Tensor:
         """Run each expert on its rows: Rows -> (N, D), weighted."""
-        parts = rows.gather().split(rows.counts_E.tolist())
-        outputs = [expert(x) if x.shape[0] else x for expert, x in zip(self, parts, strict=True)]
-        return rows.scale(torch.cat(outputs))
+        x_ND = rows.gather()
+        parts = x_ND.split(rows.counts_E.tolist())
+        outputs = [expert(x) for expert, x in zip(self, parts, strict=True) if x.shape[0]]
+        return rows.scale(torch.cat(outputs)) if outputs else x_ND

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mixtura.dispatch import Policy, dispatch, expert_capacity
+from mixtura.errors import UserError
 from mixtura.experts import MLP, GroupedMLP
 from mixtura.losses import LOSSES, apply_losses
 from mixtura.routers import ROUTERS, Router
@@ -29,8 +30,9 @@ class MoE(nn.Module):
         shared_gate: weight the shared module by sigmoid(x w) per token (Qwen2-MoE).
 
     Raises:
-        ValueError: router and experts that disagree on E, an unknown loss, a capacity factor that is not positive,
-            or, in `forward`, an input of another width.
+        UserError: router and experts that disagree on E or D, an unknown loss or policy, a capacity factor or multiple
+            that is not positive, a gate without a shared module; in `forward`, an input of another width, a mask or
+            priority that has not one value per token.
 
     Example:
         >>> import mixtura as mx
@@ -61,11 +63,13 @@ class MoE(nn.Module):
         _check_parts(router, experts, losses)
         for name, factor in (("capacity_factor", capacity_factor), ("eval_capacity_factor", eval_capacity_factor)):
             if factor is not None and factor <= 0:
-                raise ValueError(f"expected {name} above 0, or None for dropless, got {factor}")
+                raise UserError(f"expected {name} above 0, or None for dropless, got {factor}")
+        if capacity_multiple < 1:
+            raise UserError(f"expected capacity_multiple of at least 1, got {capacity_multiple}")
         if policy not in ("drop", "priority"):
-            raise ValueError(f'expected policy "drop" or "priority", got {policy!r}')
+            raise UserError(f'expected policy "drop" or "priority", got {policy!r}')
         if shared_gate and shared is None:
-            raise ValueError("expected a shared module for shared_gate=True, got shared=None")
+            raise UserError("expected a shared module for shared_gate=True, got shared=None")
         self.router, self.experts, self.shared = router, experts, shared
         self.shared_gate = nn.Linear(router.dim, 1, bias=False) if shared_gate else None
         self.capacity_factor, self.eval_capacity_factor = capacity_factor, eval_capacity_factor
@@ -76,11 +80,18 @@ class MoE(nn.Module):
 
         Args:
             x: the tokens.
-            mask: bool (...), False for padding: routed nowhere, counted in no loss.
+            mask: bool (...), False for padding: routed nowhere, counted in no loss. Its values must be finite all the
+                same, since the router's gradient passes over them.
             priority: (...), each token's score for policy "priority" (urgency); None: its largest gate weight.
         """
         if x.shape[-1] != self.router.dim:
-            raise ValueError(f"expected x of width D={self.router.dim}, got shape {tuple(x.shape)}")
+            raise UserError(f"expected x of width D={self.router.dim}, got shape {tuple(x.shape)}")
+        for name, values in (("mask", mask), ("priority", priority)):
+            if values is not None and values.shape != x.shape[:-1]:
+                expected, got = tuple(x.shape[:-1]), tuple(values.shape)
+                raise UserError(f"expected {name} with one value per token, of shape {expected}, got {got}")
+        if mask is not None and mask.dtype is not torch.bool:
+            raise UserError(f"expected mask of dtype torch.bool (False: padding), got {mask.dtype}; use mask.bool()")
         x_TD = x.reshape(-1, x.shape[-1])
         routing = self._route(x_TD, mask)
         rows = dispatch(
@@ -112,10 +123,11 @@ class MoE(nn.Module):
             factor = self.eval_capacity_factor
         if factor is None or routing.num_tokens == 0:
             return None
+        # N assignments with one choice each are T tokens with K; this also holds where K differs from token to token.
         return expert_capacity(
-            routing.num_tokens,
+            routing.expert_N.shape[0],
             num_experts=routing.num_experts,
-            k=routing.choices or 1,
+            k=1,
             factor=factor,
             multiple_of=self.capacity_multiple,
         )
@@ -136,13 +148,13 @@ class MoE(nn.Module):
 def _check_parts(router: Router, experts: nn.Module, losses: Mapping[str, float]) -> None:
     num_experts = getattr(experts, "num_experts", None)
     if num_experts != router.num_experts:
-        raise ValueError(f"expected experts for the router's {router.num_experts}, got num_experts={num_experts}")
+        raise UserError(f"expected experts for the router's {router.num_experts}, got num_experts={num_experts}")
     dim = getattr(experts, "dim", router.dim)
     if dim != router.dim:
-        raise ValueError(f"expected router and experts of one width, got dim={router.dim} and dim={dim}")
+        raise UserError(f"expected router and experts of one width, got dim={router.dim} and dim={dim}")
     unknown = sorted(set(losses) - set(LOSSES))
     if unknown:
-        raise ValueError(f"expected losses among {sorted(LOSSES)}, got {', '.join(map(repr, unknown))}")
+        raise UserError(f"expected losses among {sorted(LOSSES)}, got {', '.join(map(repr, unknown))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +204,7 @@ class MoEConfig:
         """Make the layer.
 
         Raises:
-            ValueError: whatever a part refuses; an unknown router; k other than 1 with "switch".
+            UserError: whatever a part refuses; an unknown router; k other than 1 with "switch".
         """
         shared = None
         if self.shared_hidden:
@@ -217,11 +229,11 @@ class MoEConfig:
 
     def _build_router(self) -> Router:
         if self.router not in ROUTERS:
-            raise ValueError(f"expected a router among {sorted(ROUTERS)}, got {self.router!r}")
+            raise UserError(f"expected a router among {sorted(ROUTERS)}, got {self.router!r}")
         options = dict(self.router_options)
         if self.router == "switch":
             if self.k != 1:
-                raise ValueError(f'expected k=1 with router="switch", got k={self.k}; use router="topk"')
+                raise UserError(f'expected k=1 with router="switch", got k={self.k}; use router="topk"')
         else:
             options["k"] = self.k
         return ROUTERS[self.router](self.dim, self.num_experts, **options)

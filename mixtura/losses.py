@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixtura.routing import Routing
+from mixtura.routing import Routing, is_recomputing
 
 
 def _mean_over_tokens(values: Tensor, mask_T: Tensor | None) -> Tensor:
@@ -119,14 +119,14 @@ LOSSES: dict[str, Callable[[Routing], Tensor]] = {
 class _Attach(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, loss: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(loss)
-        ctx.scale = scale
+        # Kept on ctx, not by save_for_backward: activation recomputation counts saved tensors, and a loss that was
+        # collected in the forward pass is attached in the recomputation.
+        ctx.loss_grad = torch.full_like(loss, scale)
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        (loss,) = ctx.saved_tensors
-        return grad, torch.full_like(loss, ctx.scale), None
+        return grad, ctx.loss_grad, None
 
 
 def attach(y: Tensor, loss: Tensor, *, scale: float = 1.0) -> Tensor:
@@ -170,12 +170,17 @@ class CollectedLosses:
         return {n: torch.stack([value for _, name, value in self.raw if name == n]).mean() for n in names}
 
 
-_collector: ContextVar[tuple[CollectedLosses, dict[nn.Module, str]] | None] = ContextVar("mixtura_losses", default=None)
+# Open `collect_losses` blocks, outermost first, each with the names of its model's modules.
+_collectors: ContextVar[tuple[tuple[CollectedLosses, dict[nn.Module, str]], ...]]
+_collectors = ContextVar("mixtura_losses", default=())
 
 
 @contextmanager
 def collect_losses(model: nn.Module) -> Iterator[CollectedLosses]:
     """Inside the block the MoE layers of `model` hand out their losses instead of attaching them.
+
+    A layer that several nested blocks know hands its losses to the innermost. Under activation recomputation use
+    `use_reentrant=False`: the reentrant kind builds no graph in the forward pass, so that its layers attach.
 
     Example:
         >>> import mixtura as mx
@@ -187,11 +192,12 @@ def collect_losses(model: nn.Module) -> Iterator[CollectedLosses]:
         ['load_balance']
     """
     collected = CollectedLosses()
-    token = _collector.set((collected, {module: name for name, module in model.named_modules()}))
+    names = {module: name for name, module in model.named_modules()}
+    token = _collectors.set((*_collectors.get(), (collected, names)))
     try:
         yield collected
     finally:
-        _collector.reset(token)
+        _collectors.reset(token)
 
 
 def apply_losses(layer: nn.Module, y_TD: Tensor, routing: Routing, *, coefficients: Mapping[str, float]) -> Tensor:
@@ -206,11 +212,11 @@ def apply_losses(layer: nn.Module, y_TD: Tensor, routing: Routing, *, coefficien
     if not coefficients or routing.num_tokens == 0:
         return y_TD
     values = {name: LOSSES[name](routing) for name in coefficients}
-    current = _collector.get()
-    if current is not None and layer in current[1]:
-        collected, names = current
-        for name, value in values.items():
-            collected.weighted.append((names[layer], name, coefficients[name] * value))
-            collected.raw.append((names[layer], name, value.detach()))
-        return y_TD
+    # A recomputed forward has handed out its losses already (or, if reentrant, never could): it attaches.
+    for collected, names in () if is_recomputing() else reversed(_collectors.get()):
+        if layer in names:
+            for name, value in values.items():
+                collected.weighted.append((names[layer], name, coefficients[name] * value))
+                collected.raw.append((names[layer], name, value.detach()))
+            return y_TD
     return attach(y_TD, torch.stack([coefficients[name] * value for name, value in values.items()]).sum())

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from mixtura.errors import UserError
 from mixtura.kernels import cpu, reference
 from mixtura.kernels.activations import ACTIVATIONS, Activation
 from mixtura.kernels.rows import RowIndex, combine_rows, gather_rows, sum_rows
@@ -40,7 +41,7 @@ def use(name: str) -> Iterator[None]:
     """Force one kernel inside the block: "reference" or "cpu".
 
     Raises:
-        ValueError: the name is no kernel's.
+        UserError: the name is no kernel's.
 
     Example:
         >>> with use("reference"):
@@ -48,7 +49,7 @@ def use(name: str) -> Iterator[None]:
         'reference'
     """
     if name not in KERNELS:
-        raise ValueError(f"expected a kernel among {sorted(KERNELS)}, got {name!r}")
+        raise UserError(f"expected a kernel among {sorted(KERNELS)}, got {name!r}")
     token = _forced.set(name)
     try:
         yield

@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812  # torch's own customary name
 from torch.utils.checkpoint import checkpoint
 
 from mixtura.dispatch import Policy
+from mixtura.errors import UserError
 from mixtura.experts import MLP
 from mixtura.layer import MoEConfig
 
@@ -21,7 +22,7 @@ class GPTConfig:
     """Sizes of a GPT and of its mixtures.
 
     Raises:
-        ValueError: a width that the heads do not divide, an odd head width, or a size below 1.
+        UserError: a width that the heads do not divide, an odd head width, or a size below 1.
 
     Example:
         >>> GPTConfig(dim=64, heads=4, layers=2, num_experts=0).hidden
@@ -68,11 +69,11 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context", "dim", "layers", "heads", "hidden", "moe_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+                raise UserError(f"expected {name} of at least 1, got {getattr(self, name)}")
         if self.num_experts < 0:
-            raise ValueError(f"expected num_experts of at least 0 (0: dense), got {self.num_experts}")
+            raise UserError(f"expected num_experts of at least 0 (0: dense), got {self.num_experts}")
         if self.dim % self.heads or (self.dim // self.heads) % 2:
-            raise ValueError(
+            raise UserError(
                 f"expected heads that divide dim={self.dim} into parts of even width, got heads={self.heads}"
             )
 
@@ -161,13 +162,14 @@ class Attention(nn.Module):
         B, L, D = x_BLD.shape
         H, d = self.heads, D // self.heads
         qkv = self.qkv(x_BLD).view(B, L, 3 * H, d).transpose(1, 2)
-        # Queries and keys are normalised and rotated together: one pass over memory instead of two.
-        qk = _rotate(F.rms_norm(qkv[:, : 2 * H], (d,)), *rotary).to(qkv.dtype)
-        q, k, v = qk[:, :H], qk[:, H:], qkv[:, 2 * H :]
+        # Queries and keys are normalised and rotated together, and split rather than sliced: the gradient of a slice
+        # is a whole tensor of zeros around it.
+        qk, v = qkv.split([2 * H, H], dim=1)
+        q, k = _rotate(F.rms_norm(qk, (d,)), *rotary).to(qkv.dtype).chunk(2, dim=1)
         is_causal = L > 1
         if cache is not None:
             if L > 1 and cache.length:
-                raise ValueError(f"expected one token at a time behind a filled cache, got {L}")
+                raise UserError(f"expected one token at a time behind a filled cache, got {L}")
             k, v = cache.extend(block, k, v)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
         mixed: Tensor = self.out(y.transpose(1, 2).reshape(B, L, D))
@@ -211,7 +213,7 @@ class GPT(nn.Module):
     Shapes: ids int64 (B, L) -> logits (B, L, V).
 
     Raises:
-        ValueError: in `forward`, a sequence longer than the context.
+        UserError: in `forward`, a sequence longer than the context.
 
     Example:
         >>> GPT(GPTConfig())(torch.zeros(2, 8, dtype=torch.long)).shape
@@ -247,7 +249,7 @@ class GPT(nn.Module):
         """Token ids (B, L) to logits (B, L, V); with a cache, the tokens continue those in it."""
         start, length = (0 if cache is None else cache.length), ids_BL.shape[1]
         if start + length > self.config.context:
-            raise ValueError(f"expected at most {self.config.context} tokens (context), got {start + length}")
+            raise UserError(f"expected at most {self.config.context} tokens (context), got {start + length}")
         rotary = self.cos[start : start + length], self.sin[start : start + length]
         x_BLD = self.embedding(ids_BL)
         for number, block in enumerate(self.blocks, start=1):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from mixtura.errors import UserError
 from mixtura.models.gpt import GPT, KVCache
 
 
@@ -33,7 +34,7 @@ def generate(
         generator: source of randomness.
 
     Raises:
-        ValueError: an empty prompt or a negative temperature.
+        UserError: an empty prompt or a negative temperature.
 
     Example:
         >>> from mixtura.models.gpt import GPTConfig
@@ -42,9 +43,9 @@ def generate(
         20
     """
     if ids_L.numel() == 0:
-        raise ValueError("expected a prompt of at least one token, got none")
+        raise UserError("expected a prompt of at least one token, got none")
     if temperature < 0:
-        raise ValueError(f"expected a temperature of at least 0, got {temperature}")
+        raise UserError(f"expected a temperature of at least 0, got {temperature}")
     context, weight = model.config.context, model.embedding.weight
     seen = ids_L.tolist()[-context:]
     cache, pending = None, seen

@@ -35,7 +35,8 @@ class LayerRecord:
 
     def dropped_share(self) -> Tensor:
         """Share of the assignments that no expert had room for: a scalar from 0 to 1."""
-        return 1 - self.kept_E.sum() / self.counts_E().sum().clamp(min=1)
+        asked = self.counts_E().sum()
+        return (asked - self.kept_E.sum()) / asked.clamp(min=1)
 
     def entropy(self) -> Tensor:
         """Mean entropy of the router's distribution over experts, in nats: a scalar from 0 to log E."""

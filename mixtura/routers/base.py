@@ -1,8 +1,11 @@
 """The router's contract: `x_TD -> Routing`, computed in fp32 whatever the layer's dtype."""
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
+from mixtura.errors import UserError
 from mixtura.routing import Routing
 
 
@@ -10,21 +13,36 @@ def check_router(*, dim: int, num_experts: int, k: int) -> None:
     """Refuse sizes that no router can have.
 
     Raises:
-        ValueError: a size below 1, or more choices than experts.
+        UserError: a size below 1, or more choices than experts.
 
     Example:
         >>> check_router(dim=8, num_experts=2, k=3)
         Traceback (most recent call last):
         ...
-        ValueError: expected 1 <= k <= num_experts, got k=3 with num_experts=2; choose a smaller k
+        mixtura.errors.UserError: expected 1 <= k <= num_experts, got k=3 with num_experts=2; choose a smaller k
     """
     for name, value in (("dim", dim), ("num_experts", num_experts)):
         if value < 1:
-            raise ValueError(f"expected {name} of at least 1, got {value}")
+            raise UserError(f"expected {name} of at least 1, got {value}")
     if not 1 <= k <= num_experts:
-        raise ValueError(
-            f"expected 1 <= k <= num_experts, got k={k} with num_experts={num_experts}; choose a smaller k"
-        )
+        raise UserError(f"expected 1 <= k <= num_experts, got k={k} with num_experts={num_experts}; choose a smaller k")
+
+
+def warn_of_constant_weight() -> None:
+    """Warn that one choice with a normalised weight teaches the router nothing.
+
+    Example:
+        >>> with warnings.catch_warnings(record=True, action="always") as caught:
+        ...     warn_of_constant_weight()
+        >>> len(caught)
+        1
+    """
+    # The level leads out of here and the router's __init__, to the line that makes the router.
+    warnings.warn(
+        "with k=1 a weight normalised over the chosen expert is always 1, so the task gives the router no gradient; "
+        "use a router that does not: Switch, or TopK and SigmoidBias with renormalize=False",
+        stacklevel=3,
+    )
 
 
 def top_k(scores_TE: Tensor, k: int) -> Tensor:
@@ -50,13 +68,14 @@ class Router(nn.Module):
         num_experts: E.
         k: K, experts per token.
         jitter: in training the input is multiplied by U[1 - jitter, 1 + jitter] (Fedus et al. 2021, section 2.2).
-        init_std: standard deviation of the initial weights; small keeps the first routing close to uniform.
+        init_std: standard deviation of the initial weights; None: 0.1 / sqrt(D), which keeps the first routing close to
+            uniform.
 
     Shapes:
         weight: (E, D).
 
     Raises:
-        ValueError: see `check_router`; a jitter outside [0, 1).
+        UserError: see `check_router`; a jitter outside [0, 1).
 
     Example:
         >>> Router(8, num_experts=2).logits(torch.zeros(3, 8)).shape
@@ -69,14 +88,15 @@ class Router(nn.Module):
         super().__init__()
         check_router(dim=dim, num_experts=num_experts, k=k)
         if not 0 <= jitter < 1:
-            raise ValueError(f"expected 0 <= jitter < 1, got {jitter}")
+            raise UserError(f"expected 0 <= jitter < 1, got {jitter}")
         self.dim, self.num_experts, self.k, self.jitter = dim, num_experts, k, jitter
-        self.init_std = dim**-0.5 * 0.1 if init_std is None else init_std
+        self.init_std = 0.1 * dim**-0.5 if init_std is None else init_std
         self.weight = nn.Parameter(torch.empty(num_experts, dim))
-        self.reset_parameters()
+        # Not self.reset_parameters(): a subclass's own tensors do not exist yet.
+        Router.reset_parameters(self)
 
     def reset_parameters(self) -> None:
-        """Draw the weights afresh."""
+        """Set every parameter and buffer afresh, as after `to_empty`; a subclass with more of them extends this."""
         nn.init.normal_(self.weight, std=self.init_std)
 
     def logits(self, x_TD: Tensor) -> Tensor:

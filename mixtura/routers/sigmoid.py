@@ -1,9 +1,13 @@
 """Sigmoid scores with a bias that balances the load without a loss (DeepSeek-V3)."""
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
-from mixtura.routers.base import Router, top_k
+from mixtura.errors import UserError
+from mixtura.routers.base import Router, top_k, warn_of_constant_weight
 from mixtura.routing import Routing
 
 
@@ -31,13 +35,13 @@ class SigmoidBias(Router):
         init_std: see `Router`.
 
     Raises:
-        ValueError: groups that do not divide the experts, or too few experts in the allowed groups for k.
+        UserError: groups that do not divide the experts, or too few experts in the allowed groups for k.
 
     Example:
-        >>> router = SigmoidBias(8, num_experts=4, k=1)
+        >>> router = SigmoidBias(8, num_experts=4, k=2)
         >>> router.observe(router(torch.randn(5, 8)))
         >>> router.pending_counts.sum().item()
-        5
+        10
         >>> router.update_bias(); router.pending_counts.sum().item()
         0
     """
@@ -63,22 +67,36 @@ class SigmoidBias(Router):
         super().__init__(dim, num_experts, k, jitter=jitter, init_std=init_std)
         group_k = groups if group_k is None else group_k
         if groups < 1 or num_experts % groups:
-            raise ValueError(f"expected groups that divide num_experts={num_experts}, got groups={groups}")
+            raise UserError(f"expected groups that divide num_experts={num_experts}, got groups={groups}")
         if not 1 <= group_k <= groups or group_k * (num_experts // groups) < k:
-            raise ValueError(
+            raise UserError(
                 f"expected 1 <= group_k <= groups={groups} with at least k={k} experts in the groups a token may use, "
                 f"got group_k={group_k} groups of {num_experts // groups} experts"
             )
+        if k == 1 and num_experts > 1 and renormalize:
+            warn_of_constant_weight()
         self.renormalize, self.scale, self.gamma, self.center = renormalize, scale, gamma, center
         self.groups, self.group_k = groups, group_k
         self.register_buffer("bias", torch.zeros(num_experts))
         self.register_buffer("pending_counts", torch.zeros(num_experts, dtype=torch.int64))
 
+    def reset_parameters(self) -> None:
+        """Draw the weights afresh and set the bias and the counts to zero."""
+        super().reset_parameters()
+        self.bias.zero_()
+        self.pending_counts.zero_()
+
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002  # torch's own
+        # model.bfloat16() must not reach the bias: next to 0.5, bf16 rounds a step of 1e-3 away, and it would stall.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.bias = self.bias.float()
+        return self
+
     def forward(self, x_TD: Tensor) -> Routing:
         """Route the tokens: (T, D) -> Routing with K choices each."""
         logits_TE = self.logits(x_TD)
         score_TE = logits_TE.sigmoid()
-        choice_TE = score_TE.detach() + self.bias.float()
+        choice_TE = score_TE.detach() + self.bias
         if self.group_k < self.groups:
             choice_TE = _mask_groups(choice_TE, groups=self.groups, group_k=self.group_k)
         expert_TK = top_k(choice_TE, self.k)
@@ -115,7 +133,7 @@ def update_biases(model: nn.Module) -> None:
     """Call `update_bias` on every `SigmoidBias` router of a model: once after each optimizer step.
 
     Example:
-        >>> update_biases(nn.Sequential(SigmoidBias(8, num_experts=4, k=1)))
+        >>> update_biases(nn.Sequential(SigmoidBias(8, num_experts=4)))
     """
     for module in model.modules():
         if isinstance(module, SigmoidBias):

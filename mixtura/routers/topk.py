@@ -1,12 +1,12 @@
 """Token choice by a softmax: TopK, and Switch as TopK with one choice."""
 
-import warnings
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mixtura.routers.base import Router, top_k
+from mixtura.errors import UserError
+from mixtura.routers.base import Router, top_k, warn_of_constant_weight
 from mixtura.routing import Routing
 
 Order = Literal["softmax_topk", "topk_softmax"]
@@ -26,7 +26,7 @@ class TopK(Router):
         init_std: see `Router`.
 
     Raises:
-        ValueError: an unknown order, or sizes that `check_router` refuses.
+        UserError: an unknown order, or sizes that `check_router` refuses.
 
     Example:
         >>> routing = TopK(8, num_experts=4, k=2)(torch.randn(3, 8))
@@ -47,13 +47,9 @@ class TopK(Router):
     ) -> None:
         super().__init__(dim, num_experts, k, jitter=jitter, init_std=init_std)
         if order not in ("softmax_topk", "topk_softmax"):
-            raise ValueError(f'expected order "topk_softmax" or "softmax_topk", got {order!r}')
+            raise UserError(f'expected order "topk_softmax" or "softmax_topk", got {order!r}')
         if k == 1 and num_experts > 1 and (order == "topk_softmax" or renormalize):
-            warnings.warn(
-                "with k=1 a weight normalised over the chosen expert is always 1, so the task gives the router no "
-                'gradient; use order="softmax_topk" with renormalize=False (what Switch does)',
-                stacklevel=2,
-            )
+            warn_of_constant_weight()
         self.order, self.renormalize = order, renormalize
 
     def forward(self, x_TD: Tensor) -> Routing:
@@ -121,6 +117,11 @@ class NoisyTopK(Router):
     ) -> None:
         super().__init__(dim, num_experts, k, jitter=jitter, init_std=0.0 if init_std is None else init_std)
         self.noise_weight = torch.nn.Parameter(torch.zeros(num_experts, dim))
+
+    def reset_parameters(self) -> None:
+        """Draw the weights afresh and set those of the noise to zero."""
+        super().reset_parameters()
+        torch.nn.init.zeros_(self.noise_weight)
 
     def forward(self, x_TD: Tensor) -> Routing:
         """Route the tokens: (T, D) -> Routing with K choices each."""

@@ -1,0 +1,99 @@
+"""Inputs of the kernels: an index for given choices, and random operands to go with it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixtura.kernels.activations import ACTIVATIONS
+from mixtura.kernels.rows import RowIndex
+
+
+def make_index(choices: list[list[int]], *, num_experts: int, regular: bool = True) -> RowIndex:
+    """Group choices[t][k], an expert or -1 for a dropped one, by expert; in plain Python, as a second opinion.
+
+    Without `regular` the slots are left out, as for routers that give tokens different numbers of choices.
+    """
+    token, counts = [], [0] * num_experts
+    slots = [[-1] * len(row) for row in choices]
+    for e in range(num_experts):
+        for t, row in enumerate(choices):
+            for k, choice in enumerate(row):
+                if choice == e:
+                    slots[t][k] = len(token)
+                    token.append(t)
+                    counts[e] += 1
+    width = len(choices[0]) if choices else 1
+    return RowIndex(
+        torch.tensor(token, dtype=torch.int64),
+        torch.tensor(counts),
+        torch.tensor(slots, dtype=torch.int64).view(-1, width) if regular else None,
+        len(choices),
+        not any(slot < 0 for row in slots for slot in row),
+    )
+
+
+@dataclass(kw_only=True)
+class Operands:
+    """What a kernel takes beside the index."""
+
+    x: Tensor
+    weight: Tensor
+    up: Tensor
+    down: Tensor
+    up_bias: Tensor | None
+    down_bias: Tensor | None
+    activation: str
+
+    @classmethod
+    def random(cls, index: RowIndex, *, activation: str, bias: bool, dim: int = 5, hidden: int = 7) -> "Operands":
+        """Leaves that require gradients."""
+        E, N = index.num_experts, index.token_N.shape[0]
+        columns = 2 * hidden if ACTIVATIONS[activation].gated else hidden
+        return cls(
+            x=torch.randn(index.num_tokens, dim, requires_grad=True),
+            weight=torch.rand(N, requires_grad=True),
+            up=torch.randn(E, columns, dim, requires_grad=True),
+            down=torch.randn(E, dim, hidden, requires_grad=True),
+            up_bias=torch.randn(E, columns, requires_grad=True) if bias else None,
+            down_bias=torch.randn(E, dim, requires_grad=True) if bias else None,
+            activation=activation,
+        )
+
+    def leaves(self) -> dict[str, Tensor]:
+        """The tensors that a gradient is wanted of, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def cast(self, dtype: torch.dtype) -> "Operands":
+        """Fresh leaves in another dtype; the rows' weights stay as they are, since routers work in fp32."""
+        values = {
+            name: value.detach().to(value.dtype if name == "weight" else dtype).requires_grad_()
+            for name, value in self.leaves().items()
+        }
+        return Operands(**{**vars(self), **values})
+
+    def run(self, kernel, index: RowIndex) -> Tensor:
+        """The kernel's output."""
+        return kernel(
+            self.x,
+            self.weight,
+            index,
+            up=self.up,
+            down=self.down,
+            up_bias=self.up_bias,
+            down_bias=self.down_bias,
+            activation=self.activation,
+        )
+
+    def results(self, kernel, index: RowIndex, dy_ND: Tensor) -> dict[str, Tensor]:
+        """The output and the gradient of every leaf."""
+        leaves = self.leaves()
+        y_ND = self.run(kernel, index)
+        grads = torch.autograd.grad(y_ND, list(leaves.values()), dy_ND.to(y_ND.dtype))
+        return {"output": y_ND.detach(), **dict(zip(leaves, grads, strict=True))}
+
+
+def error(got: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm of what was expected; 0 where both vanish."""
+    difference = (got.double() - expected.double()).norm()
+    return (difference / expected.double().norm().clamp(min=1e-30)).item()

@@ -1,0 +1,52 @@
+"""Activations: values, and the hand-written derivatives against autograd."""
+
+import pytest
+import torch
+from torch.nn.functional import gelu, silu
+
+from mixtura.kernels.activations import ACTIVATIONS
+
+Z = torch.tensor([-30.0, -2.0, -0.5, 0.0, 0.5, 2.0, 30.0, 1.0])
+PLAIN = {"relu": torch.relu, "gelu": gelu, "silu": silu}
+GATED = {"swiglu": silu, "geglu": gelu}
+
+
+def test_the_names_are_known():
+    assert set(ACTIVATIONS) == {*PLAIN, *GATED}
+    assert {name for name, activation in ACTIVATIONS.items() if activation.gated} == set(GATED)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_values(name):
+    assert torch.equal(ACTIVATIONS[name].forward(Z), PLAIN[name](Z))
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_the_gate_half_comes_first(name):
+    z = torch.stack([Z, Z.flip(0)]).view(1, 16)
+    assert torch.equal(ACTIVATIONS[name].forward(z), (GATED[name](Z) * Z.flip(0)).view(1, 8))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("poison")
+def test_backward_gives_the_activation_and_its_derivative(name, dtype):
+    activation = ACTIVATIONS[name]
+    z = torch.cat([Z, torch.randn(24)]).view(2, 16).to(dtype).requires_grad_()
+    a = activation.forward(z)
+    da = torch.randn(a.shape).to(dtype)
+    (expected,) = torch.autograd.grad(a, z, da)
+    again, dz = activation.backward(da, z.detach())
+    assert torch.equal(again, a)
+    assert again.is_contiguous()
+    assert dz.is_contiguous()
+    torch.testing.assert_close(dz, expected, rtol=2e-2 if dtype is torch.bfloat16 else 1e-6, atol=1e-6)
+
+
+def test_backward_leaves_its_inputs_alone():
+    z, da = torch.randn(3, 8), torch.randn(3, 4)
+    kept = z.clone(), da.clone()
+    a, _ = ACTIVATIONS["swiglu"].backward(da, z)
+    a.zero_()
+    assert torch.equal(z, kept[0])
+    assert torch.equal(da, kept[1])

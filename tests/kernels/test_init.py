@@ -1,0 +1,66 @@
+"""The choice of a kernel."""
+
+import threading
+
+import pytest
+import torch
+
+from mixtura import UserError, kernels
+from tests.kernels.cases import Operands, make_index
+
+
+def test_use_forces_a_kernel_and_restores_the_one_before():
+    assert kernels.describe()["kernel"] == "cpu"
+    with kernels.use("reference"):
+        assert kernels.describe()["kernel"] == "reference"
+        assert "forced" in kernels.describe()["reason"]
+        with kernels.use("cpu"):
+            assert kernels.describe()["kernel"] == "cpu"
+        assert kernels.describe()["kernel"] == "reference"
+    assert kernels.describe()["kernel"] == "cpu"
+
+
+def test_use_restores_after_an_error():
+    with pytest.raises(ZeroDivisionError), kernels.use("reference"):
+        raise ZeroDivisionError
+    assert kernels.describe()["kernel"] == "cpu"
+
+
+def test_use_holds_for_its_own_thread_only():
+    seen = []
+    with kernels.use("reference"):
+        thread = threading.Thread(target=lambda: seen.append(kernels.describe()["kernel"]))
+        thread.start()
+        thread.join()
+    assert seen == ["cpu"]
+
+
+def test_an_unknown_kernel_names_the_known_ones():
+    with (
+        pytest.raises(UserError, match=r"expected a kernel among \['cpu', 'reference'\], got 'fast'"),
+        kernels.use("fast"),
+    ):
+        pass
+
+
+def test_grouped_mlp_calls_the_kernel_in_use(monkeypatch):
+    index = make_index([[0], [1]], num_experts=2)
+    operands = Operands.random(index, activation="relu", bias=True)
+    called = []
+    for name, kernel in list(kernels.KERNELS.items()):
+
+        def spy(*args, name=name, kernel=kernel, **kwargs):
+            called.append(name)
+            return kernel(*args, **kwargs)
+
+        monkeypatch.setitem(kernels.KERNELS, name, spy)
+    chosen = operands.run(kernels.grouped_mlp, index)
+    with kernels.use("reference"):
+        torch.testing.assert_close(operands.run(kernels.grouped_mlp, index), chosen)
+    assert called == ["cpu", "reference"]
+
+
+def test_describe_tells_the_machine():
+    described = kernels.describe()
+    assert described["torch"] == torch.__version__
+    assert described["threads"] == str(torch.get_num_threads())

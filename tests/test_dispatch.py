@@ -1,0 +1,218 @@
+"""Dispatch: arrays computed by hand, and properties of any routing."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixtura import UserError
+from mixtura.dispatch import dispatch, expert_capacity
+from tests.routings import make_routing
+
+
+def kept(rows, routing):
+    """Pairs (token, expert) of the kept assignments, in the order of the rows."""
+    expert_N = torch.arange(routing.num_experts).repeat_interleave(rows.counts_E)
+    return list(zip(rows.index.token_N.tolist(), expert_N.tolist(), strict=True))
+
+
+def send(routing, **options):
+    return dispatch(routing, torch.zeros(routing.num_tokens, 1), **options)
+
+
+class TestCapacity:
+    @pytest.mark.parametrize(
+        ("arguments", "rows"),
+        [
+            ({"num_tokens": 8, "num_experts": 4, "k": 1, "factor": 1.0}, 2),
+            ({"num_tokens": 8, "num_experts": 4, "k": 2, "factor": 1.0}, 4),
+            ({"num_tokens": 9, "num_experts": 4, "k": 1, "factor": 1.0}, 3),
+            ({"num_tokens": 8, "num_experts": 4, "k": 1, "factor": 1.25}, 3),
+            # In binary, 10 * 1.1 is a little above 11, and 3 * 1.4 / 7 ... a little above or below its value.
+            ({"num_tokens": 10, "num_experts": 1, "k": 1, "factor": 1.1}, 11),
+            ({"num_tokens": 100, "num_experts": 1, "k": 1, "factor": 1.1}, 110),
+            ({"num_tokens": 30, "num_experts": 3, "k": 1, "factor": 1.1}, 11),
+            ({"num_tokens": 9, "num_experts": 1, "k": 1, "factor": 1.0, "multiple_of": 4}, 12),
+            ({"num_tokens": 8, "num_experts": 1, "k": 1, "factor": 1.0, "multiple_of": 4}, 8),
+            ({"num_tokens": 1, "num_experts": 64, "k": 1, "factor": 1.0}, 1),
+            ({"num_tokens": 1, "num_experts": 64, "k": 1, "factor": 1.0, "minimum": 4}, 4),
+            ({"num_tokens": 100, "num_experts": 1, "k": 1, "factor": 1.0, "maximum": 7}, 7),
+            ({"num_tokens": 0, "num_experts": 4, "k": 2, "factor": 1.0}, 1),
+        ],
+    )
+    def test_values(self, arguments, rows):
+        assert expert_capacity(arguments.pop("num_tokens"), **arguments) == rows
+
+    @given(
+        st.integers(1, 10_000), st.integers(1, 64), st.integers(1, 8), st.integers(1, 40), st.sampled_from([1, 4, 8])
+    )
+    def test_the_factor_in_tenths_is_exact(self, tokens, experts, k, tenths, multiple):
+        exact = -(-tokens * k * tenths // (10 * experts))
+        rounded = -(-exact // multiple) * multiple
+        got = expert_capacity(tokens, num_experts=experts, k=k, factor=tenths / 10, multiple_of=multiple)
+        assert got == max(rounded, 1)
+
+
+class TestDropless:
+    def test_groups_by_expert_in_token_order(self):
+        routing = make_routing([[2, 0], [0, 2], [2, 1]], num_experts=4, weights=[[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])
+        rows = send(routing)
+        assert kept(rows, routing) == [(0, 0), (1, 0), (2, 1), (0, 2), (1, 2), (2, 2)]
+        assert rows.counts_E.tolist() == [2, 1, 3, 0]
+        assert rows.index.slot_TK.tolist() == [[3, 0], [1, 4], [5, 2]]
+        torch.testing.assert_close(rows.weight_N, torch.tensor([0.1, 0.8, 0.3, 0.9, 0.2, 0.7]))
+        assert rows.index.dropless
+        assert rows.index.num_tokens == 3
+
+    def test_different_numbers_of_choices_have_no_slots(self):
+        routing = make_routing([[2, 0, 1], [], [2]], num_experts=3, regular=False)
+        rows = send(routing)
+        assert kept(rows, routing) == [(0, 0), (0, 1), (0, 2), (2, 2)]
+        assert rows.index.slot_TK is None
+
+    def test_the_tokens_pass_through_untouched(self):
+        x_TD = torch.randn(2, 3)
+        assert dispatch(make_routing([[0], [1]], num_experts=2), x_TD).x_TD is x_TD
+
+    def test_no_tokens(self):
+        routing = make_routing([], num_experts=3)
+        rows = send(routing)
+        assert rows.counts_E.tolist() == [0, 0, 0]
+        assert rows.index.token_N.shape == (0,)
+
+
+class TestDrop:
+    def test_the_first_in_token_order_are_kept(self):
+        routing = make_routing([[0, 1], [1, 0], [0, 1], [0, 2]], num_experts=3)
+        rows = send(routing, capacity=2)
+        # Expert 0 is asked by tokens 0 (first choice), 1 (second), 2, 3; expert 1 by 0 (second), 1 (first), 2 (second).
+        assert kept(rows, routing) == [(0, 0), (1, 0), (0, 1), (1, 1), (3, 2)]
+        assert rows.counts_E.tolist() == [2, 2, 1]
+        assert rows.index.slot_TK.tolist() == [[0, 2], [3, 1], [-1, -1], [-1, 4]]
+        assert not rows.index.dropless
+
+    def test_room_for_all_keeps_all(self):
+        routing = make_routing([[0, 1], [1, 0]], num_experts=2)
+        assert kept(send(routing, capacity=2), routing) == kept(send(routing), routing)
+
+    def test_all_to_one_expert(self):
+        routing = make_routing([[1]] * 5, num_experts=3)
+        rows = send(routing, capacity=2)
+        assert kept(rows, routing) == [(0, 1), (1, 1)]
+        assert rows.index.slot_TK.flatten().tolist() == [0, 1, -1, -1, -1]
+
+
+class TestPriority:
+    def test_every_first_choice_before_any_second(self):
+        # Token 0 is by far the most certain, yet its second choice of expert 1 waits for token 1's first choice.
+        routing = make_routing([[0, 1], [1, 0]], num_experts=2, weights=[[0.99, 0.98], [0.02, 0.01]])
+        rows = send(routing, capacity=1, policy="priority")
+        assert kept(rows, routing) == [(0, 0), (1, 1)]
+        assert rows.index.slot_TK.tolist() == [[0, -1], [1, -1]]
+
+    def test_within_a_rank_the_largest_gate_goes_first(self):
+        weights = [[0.5, 0.1], [0.9, 0.1], [0.7, 0.3], [0.6, 0.4]]
+        routing = make_routing([[0, 1], [0, 1], [0, 1], [1, 0]], num_experts=2, weights=weights)
+        rows = send(routing, capacity=2, policy="priority")
+        # Expert 0: first choices 1 (0.9), 2 (0.7), 0 (0.5). Expert 1: first choice 3, then second choices by the
+        # tokens' largest gates: 1 (0.9).
+        assert sorted(kept(rows, routing)) == [(1, 0), (1, 1), (2, 0), (3, 1)]
+
+    def test_the_second_choices_are_ranked_by_the_tokens_largest_gate(self):
+        # Token 1's own second weight is larger, but token 0's largest weight is.
+        routing = make_routing([[0, 2], [1, 2]], num_experts=3, weights=[[0.9, 0.1], [0.6, 0.4]])
+        assert kept(send(routing, capacity=1, policy="priority"), routing) == [(0, 0), (1, 1), (0, 2)]
+
+    def test_the_callers_score_replaces_the_gate(self):
+        routing = make_routing([[0], [0], [0]], num_experts=1, weights=[[0.9], [0.8], [0.7]])
+        urgency = torch.tensor([0.0, 1.0, 2.0])
+        rows = send(routing, capacity=2, policy="priority", priority_T=urgency)
+        assert sorted(kept(rows, routing)) == [(1, 0), (2, 0)]
+
+    def test_equal_scores_keep_the_token_order(self):
+        routing = make_routing([[0, 1]] * 6, num_experts=2)
+        assert kept(send(routing, capacity=3, policy="priority"), routing) == [
+            (t, e) for e in range(2) for t in range(3)
+        ]
+
+    def test_different_numbers_of_choices_go_by_score_alone(self):
+        routing = make_routing([[0, 1], [1], [1]], num_experts=2, weights=[[0.2, 0.9], [0.5], [0.6]], regular=False)
+        rows = send(routing, capacity=1, policy="priority")
+        assert kept(rows, routing) == [(0, 0), (0, 1)]
+
+    def test_without_a_capacity_it_is_dropless(self):
+        routing = make_routing([[0], [0]], num_experts=2)
+        assert send(routing, policy="priority").index.dropless
+
+
+class TestMask:
+    @pytest.mark.parametrize("capacity", [None, 10])
+    def test_padding_is_routed_nowhere(self, capacity):
+        routing = make_routing([[0, 1], [1, 0], [0, 1]], num_experts=2, mask=[True, False, True])
+        rows = send(routing, capacity=capacity)
+        assert kept(rows, routing) == [(0, 0), (2, 0), (0, 1), (2, 1)]
+        assert rows.index.slot_TK.tolist() == [[0, 2], [-1, -1], [1, 3]]
+
+    @pytest.mark.parametrize("policy", ["drop", "priority"])
+    def test_padding_takes_no_room(self, policy):
+        routing = make_routing([[0], [0], [0]], num_experts=2, mask=[False, True, True], weights=[[0.9], [0.5], [0.4]])
+        assert kept(send(routing, capacity=1, policy=policy), routing) == [(1, 0)]
+
+    def test_all_padding(self):
+        rows = send(make_routing([[0], [1]], num_experts=2, mask=[False, False]))
+        assert rows.counts_E.tolist() == [0, 0]
+        assert rows.index.slot_TK.tolist() == [[-1], [-1]]
+
+
+def test_errors_say_what_was_expected():
+    routing = make_routing([[0]], num_experts=1)
+    with pytest.raises(UserError, match='expected policy "drop" or "priority", got \'best\''):
+        send(routing, policy="best")
+    with pytest.raises(UserError, match=r"at least 1 row per expert, got 0; None means dropless"):
+        send(routing, capacity=0)
+
+
+def test_the_gradient_reaches_the_weights_that_are_kept():
+    routing = make_routing([[0], [0], [1]], num_experts=2, weights=[[0.5], [0.6], [0.7]])
+    routing.weight_N.requires_grad_()
+    send(routing, capacity=1).weight_N.sum().backward()
+    assert routing.weight_N.grad.tolist() == [1.0, 0.0, 1.0]
+
+
+@st.composite
+def routings(draw):
+    E, T = draw(st.integers(1, 5)), draw(st.integers(0, 10))
+    K = draw(st.integers(1, E))
+    regular = draw(st.booleans())
+    sizes = [K if regular else draw(st.integers(0, E)) for _ in range(T)]
+    choices = [draw(st.permutations(range(E)))[:size] for size in sizes]
+    weights = [[draw(st.sampled_from([0.1, 0.3, 0.5, 0.9])) for _ in row] for row in choices]
+    mask = draw(st.none() | st.lists(st.booleans(), min_size=T, max_size=T))
+    return make_routing(choices, num_experts=E, weights=weights, mask=mask, regular=regular)
+
+
+@given(routings(), st.none() | st.integers(1, 6), st.sampled_from(["drop", "priority"]))
+@settings(max_examples=150)
+def test_any_routing(routing, capacity, policy):
+    rows = send(routing, capacity=capacity, policy=policy)
+    N = rows.index.token_N.shape[0]
+    asked = routing.counts_E()
+    expected = asked if capacity is None else asked.clamp(max=capacity)
+    assert torch.equal(rows.counts_E, expected)  # no row stays free while an expert is asked
+    assert expected.sum() == N
+    pairs = kept(rows, routing)
+    real = [True] * routing.num_tokens if routing.mask_T is None else routing.mask_T.tolist()
+    assert len(set(pairs)) == N
+    assert all(real[token] for token, _ in pairs)
+    if routing.choices is None:
+        return
+    # A slot leads to the row, the row back to the slot, and the weight travelled along.
+    slots = rows.index.slot_TK.flatten()
+    filled = (slots >= 0).nonzero().flatten()
+    assert sorted(slots[filled].tolist()) == list(range(N))
+    for n in filled.tolist():
+        row = slots[n]
+        assert rows.index.token_N[row] == n // routing.choices
+        assert pairs[row] == (n // routing.choices, routing.expert_N[n].item())
+        assert rows.weight_N[row] == routing.weight_N[n]
+    assert rows.index.dropless == (capacity is None and routing.mask_T is None)
