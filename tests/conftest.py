@@ -1,13 +1,17 @@
 """Every test starts from one seed, hypothesis is deterministic, and memory can be poisoned."""
 
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 import torch
 
+from mixtura.cli import main
 from tests.poison import poison_memory
+from tests.train.tiny import command
 
 # Several workers share the cores; one thread each is faster than all of them fighting for all cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -46,3 +50,17 @@ def seed() -> None:
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill what torch.empty and its kin return with NaN (integers: the largest value) for the length of a test."""
     poison_memory(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of a finished tiny training run, made once, that no test may change."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert main(command(folder)) == 0
+    return folder / "runs" / "tiny"
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """Give a copy of the finished run that a test may damage."""
+    return shutil.copytree(finished_run, tmp_path / "copied", symlinks=True)

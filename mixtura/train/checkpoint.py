@@ -151,10 +151,12 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     file = checkpoint / "state.pt"
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(_unreadable(file, error)) from error
+    except pickle.UnpicklingError as error:  # its text is advice to trust the file
+        raise UserError(_unreadable(file, ValueError("not a run's state"))) from error
     if not isinstance(state, dict) or not state.keys() >= STATE:
-        raise UserError(_unreadable(file, TypeError("not a run's state")))
+        raise UserError(_unreadable(file, ValueError("not a run's state")))
     return state
 
 

@@ -17,7 +17,9 @@ from mixtura.train.metrics import MetricsFile
 
 # Children are forked from a server that has imported torch once and runs no threads.
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.train.kills", "mixtura.train.loop", "tyro", "rich.progress", "tokenizers"])
+CONTEXT.set_forkserver_preload(
+    ["tests.train.kills", "mixtura.train.loop", "tyro", "rich.progress", "tokenizers", "torch._dynamo"]
+)
 
 
 def run_until_killed(arm, arguments):
