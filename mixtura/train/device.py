@@ -26,7 +26,7 @@ def choose_device(config: TrainConfig) -> torch.device:
         )
     try:
         device = torch.device(config.device)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # it must hold values, which "meta" does not
     except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without a device
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -51,6 +51,9 @@ class OptimConfig:
         for name in ("weight_decay", "warmup", "grad_clip"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"optim.{name}: expected at least 0, got {getattr(self, name)}")
+        for name in ("lr", "router_lr", "expert_lr", "weight_decay", "grad_clip"):
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"optim.{name}: expected a finite number, got {getattr(self, name)}")
         for name in ("beta1", "beta2", "min_lr"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"optim.{name}: expected at least 0 and below 1, got {getattr(self, name)}")

@@ -1,0 +1,87 @@
+import sys
+
+import pytest
+
+from mixtura.cli import main
+from mixtura.train.progress import Progress, step_facts
+from tests.train.tiny import command, rows
+
+ROW = {"step": 3, "tokens_per_s": 12345.6, "loss": 1.5, "load": {}, "dropped": {}}
+
+
+class Terminal:
+    """A stream that says it is a terminal."""
+
+    encoding = "utf-8"
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+        return len(text)
+
+    def flush(self):
+        pass
+
+    def isatty(self):
+        return True
+
+
+def test_facts_of_mixtures_show_the_worst_layer():
+    row = ROW | {"load": {"a": [0.5, 0.5], "b": [0.75, 0.25]}, "dropped": {"a": 0.125, "b": None}}
+    assert step_facts(row) == "12,346 tokens/s  loss 1.500  imbalance 1.50  dropped 12.5%"
+
+
+def test_a_loss_that_is_not_a_number_is_called_so():
+    assert step_facts(ROW | {"loss": None}) == "12,346 tokens/s  loss not a number"
+
+
+def test_a_pipe_gets_plain_lines_for_evaluations_only(capsys):
+    with Progress(total=9, done=0) as progress:
+        progress.update(ROW)
+        progress.say("[bold]as it is[/bold]")
+        progress.evaluated(ROW | {"val_loss": {"a": 1.25, "b": None, "mean": None}})
+    assert capsys.readouterr().out == (
+        "[bold]as it is[/bold]\n"
+        "step      3  val not a number nats/byte  (a 1.250  b not a number)  12,346 tokens/s  loss 1.500\n"
+    )
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    with Progress(total=9, done=2) as progress:
+        progress.update(ROW)
+    assert "3/9 12,346 tokens/s  loss 1.500" in sys.stdout.text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"model__num_experts": 0}, {"model__capacity_factor": 0.5}],
+    ids=["mixture", "dense", "dropping"],
+)
+def test_training_into_a_pipe_prints_plain_lines(tmp_path, capsys, options):
+    assert main(command(tmp_path, **options)) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert "\x1b" not in shown.out
+    assert "\r" not in shown.out
+    lines = shown.out.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("step ")] == ["5", "10", "12"]
+    assert ("imbalance" in shown.out) == (options != {"model__num_experts": 0})
+    if "model__capacity_factor" in options:
+        dropped = rows(tmp_path / "runs" / "tiny")[-1]["dropped"]["blocks.0.feed_forward"]
+        assert 0 < dropped < 1
+        assert f"dropped {dropped:.1%}" in lines[-2]
+
+
+def test_a_run_that_diverges_ends_with_a_report(tmp_path, capsys):
+    assert main(command(tmp_path, optim__lr=1e30, optim__grad_clip=0)) == 0
+    assert "val not a number nats/byte" in capsys.readouterr().out
+    run = tmp_path / "runs" / "tiny"
+    assert rows(run)[-1]["loss"] is None
+    assert main(["generate", str(run), "--checkpoint", "last"]) == 2
+    assert "train anew with a lower --optim.lr" in capsys.readouterr().err
+    assert main(["eval", str(run), "--checkpoint", "last"]) == 0
+    assert "mean  nan nats/byte" in capsys.readouterr().out

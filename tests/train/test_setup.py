@@ -1,0 +1,63 @@
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mixtura.errors import UserError
+from mixtura.models.gpt import GPTConfig
+from mixtura.train.config import TrainConfig
+from mixtura.train.data.config import DataConfig
+from mixtura.train.data.tokens import prepare
+from mixtura.train.setup import build_model, check_start, fit_to_corpus, require, require_for_training
+from tests.train.tiny import write_corpus
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+    require("rich", "plotly")
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    with pytest.raises(UserError, match=r"package plotly, .*pip install 'mixtura\[train,plots\]'"):
+        require("rich", "plotly")
+    with pytest.raises(UserError, match="plotly"):
+        require_for_training(TrainConfig())
+
+
+def test_tensorboard_is_needed_only_where_it_is_asked_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    require_for_training(TrainConfig())
+    with pytest.raises(UserError, match=r"mixtura\[tensorboard\]"):
+        require_for_training(TrainConfig(tensorboard=True))
+
+
+def test_checking_draws_no_random_numbers():
+    before = torch.get_rng_state()
+    check_start(TrainConfig())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert build_model(TrainConfig()).embedding.weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (GPTConfig(router="oracle"), "model: expected a router among"),
+        (GPTConfig(router="topk", k=17), "model: expected 1 <= k <= num_experts, got k=17 with num_experts=16"),
+        (GPTConfig(losses={"zeal": 1.0}), "model: expected losses among"),
+        (
+            GPTConfig(router_options={"wings": 2}),
+            "expected the router's own --model.router-options, got: .*wings",
+        ),
+        (GPTConfig(context=64), "expected no --model.context, got 64; set --data.seq-len instead"),
+        (GPTConfig(vocab_size=300), "expected no --model.vocab-size, got 300; set --data.vocab-size instead"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused(model, message):
+    with pytest.raises(UserError, match=message):
+        check_start(TrainConfig(model=model))
+
+
+def test_a_model_takes_its_sizes_from_the_text(tmp_path):
+    data = DataConfig(path=str(write_corpus(tmp_path)), cache=str(tmp_path / "cache"), seq_len=16, vocab_size=5000)
+    corpus = prepare(replace(data, batch_size=4))
+    fitted = fit_to_corpus(TrainConfig(data=data), corpus)
+    assert fitted.model.context == 16
+    assert 257 < fitted.model.vocab_size == corpus.tokenizer.vocab_size < 5000
