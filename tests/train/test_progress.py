@@ -1,3 +1,4 @@
+import re
 import sys
 
 import pytest
@@ -48,12 +49,18 @@ def test_a_pipe_gets_plain_lines_for_evaluations_only(capsys):
     )
 
 
-def test_a_terminal_gets_a_bar(monkeypatch):
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_a_terminal_of_any_width_shows_step_and_time_left(monkeypatch, columns):
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(sys, "stdout", Terminal())
-    with Progress(total=9, done=2) as progress:
-        progress.update(ROW)
-    assert "3/9 12,346 tokens/s  loss 1.500" in sys.stdout.text
+    row = ROW | {"step": 2500, "load": {"a": [0.5, 0.5]}, "dropped": {"a": 0.0}}
+    with Progress(total=3000, done=2499) as progress:
+        progress.update(row)
+    shown = re.sub(r"\x1b\[[?\d;]*\w", "", sys.stdout.text).splitlines()[-1]
+    assert "2500/3000 -:--:-- " in shown
+    assert "12,346 tokens/s  loss 1.500" in shown
+    assert ("dropped 0.0%" in shown) == (columns >= 80)
 
 
 @pytest.mark.parametrize(
