@@ -226,6 +226,9 @@ def test_a_nan_in_one_token_stays_in_its_rows():
     y_ND = operands.run(cpu.grouped_mlp, index)
     assert torch.equal(y_ND.isnan().all(1), index.token_N == 0)
     assert torch.equal(y_ND.isnan().any(1), index.token_N == 0)
+    y_ND.sum().backward()
+    for name in ("up", "down", "up_bias"):  # the gradients of experts that never saw it stay clean
+        assert getattr(operands, name).grad.flatten(1).isnan().any(1).tolist() == [True, True, False, False]
 
 
 @pytest.mark.usefixtures("layout")
