@@ -41,7 +41,8 @@ def partition(counts: Sequence[int], *, macs_per_row: int) -> list[list[int]]:
     cuts = [list(range(0, E, -(-E // groups))) for groups in (2, 4, 8) if groups < E]
     cuts.append([0, *(1 << i for i in range((E - 1).bit_length()))])
     sorted_groups = [[order[a:b] for a, b in pairwise([*cut, E])] for cut in cuts]
-    candidates = [[list(range(E))], *sorted_groups, [[e] for e in range(E)]]
+    # Where costs are equal the first one is taken: the experts' own order, which needs no copies.
+    candidates = [[list(range(E))], [[e] for e in range(E)], *sorted_groups]
 
     def cost(groups: list[list[int]]) -> int:
         rows = sum(len(group) * max(counts[e] for e in group) for group in groups)
@@ -95,7 +96,7 @@ class Layout:
         self.index, self.device = index, index.token_N.device
         counts: list[int] = index.counts_E.tolist()
         groups = partition(counts, macs_per_row=macs_per_row)
-        self.is_compact = len(groups) == len(counts)
+        self.is_compact = groups == [[e] for e in range(len(counts))]
         capacities = [max(counts[e] for e in group) for group in groups]
         if not self.is_compact:
             capacities = [-(-capacity // ROW_MULTIPLE) * ROW_MULTIPLE for capacity in capacities]
@@ -138,7 +139,7 @@ class Layout:
         return rows if self.is_compact else rows.index_select(0, self.place_N)
 
     def product(self, rows: Tensor, weight: Tensor, *, transpose: bool = False, bias: Tensor | None = None) -> Tensor:
-        """Each row times its expert's matrix, plus its bias: (R, X), (E, X, Y), (E, Y) -> (R, Y); transposed: (E, Y, X)."""
+        """Each row times its expert's matrix, plus its bias: (R, X) -> (R, Y). Weight: (E, X, Y), or (E, Y, X)."""
         out = rows.new_empty(self.num_rows, weight.shape[1 if transpose else 2])
         for group in self.groups:
             block = group.take(weight)
