@@ -19,7 +19,9 @@ TESTS = read_tree(ROOT, ("tests",))
 COVERED_ELSEWHERE: dict[str, str] = {}
 
 # Files that must catch every error, because a library raises nothing more precise: path -> which, and why.
-BROAD_EXCEPTS: dict[str, str] = {}
+BROAD_EXCEPTS: dict[str, str] = {
+    "mixtura/train/data/tokenizer.py": "tokenizers raises a bare Exception for every defect of a file",
+}
 
 needs_git = pytest.mark.skipif(not files.has_git(ROOT), reason="outside git nobody knows which files are tracked")
 

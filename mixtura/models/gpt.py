@@ -162,9 +162,10 @@ class Attention(nn.Module):
         B, L, D = x_BLD.shape
         H, d = self.heads, D // self.heads
         qkv = self.qkv(x_BLD).view(B, L, 3 * H, d).transpose(1, 2)
-        # Queries and keys are normalised and rotated together: one pass over memory instead of two.
-        qk = _rotate(F.rms_norm(qkv[:, : 2 * H], (d,)), *rotary).to(qkv.dtype)
-        q, k, v = qk[:, :H], qk[:, H:], qkv[:, 2 * H :]
+        # Queries and keys are normalised and rotated together, and split rather than sliced: the gradient of a slice
+        # is a whole tensor of zeros around it.
+        qk, v = qkv.split([2 * H, H], dim=1)
+        q, k = _rotate(F.rms_norm(qk, (d,)), *rotary).to(qkv.dtype).chunk(2, dim=1)
         is_causal = L > 1
         if cache is not None:
             if L > 1 and cache.length:

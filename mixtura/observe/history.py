@@ -305,6 +305,8 @@ def _usable(load: Any) -> list[float] | None:
     """Shares that can be averaged: numbers, none negative, not all zero; a step without them leaves a gap."""
     if not isinstance(load, list):
         return None
-    shares = [finite(share) for share in load]
-    total = sum(shares)
-    return shares if math.isfinite(total) and total > 0 and min(shares) >= 0 else None
+    try:
+        total = sum(load)
+    except TypeError:
+        return None
+    return load if 0 < total < math.inf and min(load) >= 0 else None

@@ -130,7 +130,7 @@ def specialisation(counts: Array) -> Tensor:
     The ratio is symmetric, so it is also `P(expert | domain) / P(expert)`. An expert (or domain) with no assignment
     has no distribution: its entries are NaN.
 
-    Source: the lift of association rules, Brin et al. 1997 (there called interest).
+    Source: the lift of association rules (SIGMOD 1997, pages 255-264, there called interest).
 
     Shapes:
         counts: (G, E) assignments of each domain to each expert; result: (G, E), at least 0.

@@ -157,7 +157,7 @@ def specialisation_figure(domains: Sequence[str], lift: Sequence[Numbers]) -> "F
         >>> specialisation_figure(["code", "prose"], [[2.0, 0.0], [0.0, 2.0]]).data[0].z[0]
         [1.0, -3.0]
     """
-    limit = 2 if len(domains) <= 4 else 3
+    limit = 2 if len(domains) <= 8 else 3
     experts = len(lift[0])
     figure = _heat_map(_height(len(domains), at_least=210, each=30))
     # A lift of 0 has no finite logarithm; it takes the end of the scale, and the label tells the value itself.

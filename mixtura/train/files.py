@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -12,11 +12,12 @@ from mixtura.errors import UserError
 
 
 @contextmanager
-def new_folder(folder: Path, *, what: str) -> Iterator[Path]:
+def new_folder(folder: Path, *, what: str, is_whole: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """Give a temporary folder to fill; it takes the place of `folder` when the block ends without an error.
 
     Files are on the disk before the rename, and a folder already there is moved aside, so that others see the old
-    content or the new one and nothing between.
+    content or the new one and nothing between. With `is_whole`, a folder that another process has put there meanwhile
+    stays if that says so: the same content must not vanish while the other opens it.
 
     Raises:
         UserError: when the disk is full or the folder cannot be written.
@@ -38,7 +39,7 @@ def new_folder(folder: Path, *, what: str) -> Iterator[Path]:
             for file in temporary.iterdir():
                 _sync(file)
             _sync(temporary)
-            _replace(temporary, folder)
+            _replace(temporary, folder, is_whole)
             _sync(folder.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -68,8 +69,8 @@ def write_file(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _replace(temporary: Path, folder: Path) -> None:
-    while True:
+def _replace(temporary: Path, folder: Path, is_whole: Callable[[Path], bool] | None) -> None:
+    while is_whole is None or not is_whole(folder):
         try:
             temporary.rename(folder)
         except OSError as error:

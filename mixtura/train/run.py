@@ -112,7 +112,7 @@ def _facts(config: TrainConfig, parameters: ParameterCount, device: torch.device
         "config": to_dict(config),
         "versions": {"mixtura": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "machine": {
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -121,7 +121,8 @@ def _facts(config: TrainConfig, parameters: ParameterCount, device: torch.device
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""The CPU kernel against the loop reference: output, every gradient, both layouts, empty experts, poisoned memory."""
+"""The CPU kernel against the loop reference: output, every gradient, all layouts, empty experts, poisoned memory."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixtura.kernels import cpu, reference
+from mixtura.kernels import layout as layout_module
 from mixtura.kernels.activations import ACTIVATIONS
 from tests.kernels.cases import Operands, error, make_index
 
@@ -30,24 +31,26 @@ INDICES = {
 indices = pytest.mark.parametrize(("choices", "regular"), INDICES.values(), ids=list(INDICES))
 
 
-def compact(index, *, macs_per_row):
-    return cpu._Compact(index, index.counts_E.tolist())
+def alone(counts, *, macs_per_row):
+    return [[e] for e in range(len(counts))]
 
 
-def padded(index, *, macs_per_row):
-    counts = index.counts_E.tolist()
-    if not sum(counts):
-        return cpu._Compact(index, counts)  # the padded layout needs a token to fill its padding with
-    return cpu._Padded(index, counts, max(*counts, 1) + 3)
+def together(counts, *, macs_per_row):
+    return [list(range(len(counts)))]
 
 
-LAYOUTS = {"compact": compact, "padded": padded, "chosen": cpu._choose}
+def in_pairs(counts, *, macs_per_row):
+    order = sorted(range(len(counts)), key=counts.__getitem__)
+    return [order[i : i + 2] for i in range(0, len(order), 2)]
+
+
+LAYOUTS = {"alone": alone, "together": together, "in pairs": in_pairs, "chosen": layout_module.partition}
 
 
 @pytest.fixture(params=LAYOUTS)
 def layout(request, monkeypatch):
-    """Force a layout; "chosen" leaves the choice to the kernel."""
-    monkeypatch.setattr(cpu, "_choose", LAYOUTS[request.param])
+    """Force a grouping of the experts; "chosen" leaves it to the kernel."""
+    monkeypatch.setattr(layout_module, "partition", LAYOUTS[request.param])
     return request.param
 
 
@@ -120,19 +123,8 @@ def test_any_choices(data):
     operands = Operands.random(index, activation="geglu", bias=True)
     for force in LAYOUTS.values():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cpu, "_choose", force)
+            patch.setattr(layout_module, "partition", force)
             compare(operands, index)
-
-
-def test_both_layouts_are_chosen_by_counts():
-    even = make_index(EVEN * 3, num_experts=4)  # 36 rows each, padded to 48
-    uneven = make_index([[0]] * 4000 + [[1], [2], [3]], num_experts=4)
-    empty = make_index([[-1]], num_experts=4)
-    assert isinstance(cpu._choose(even, macs_per_row=64), cpu._Padded)
-    assert isinstance(cpu._choose(even, macs_per_row=10**9), cpu._Compact)
-    assert isinstance(cpu._choose(uneven, macs_per_row=64), cpu._Padded)
-    assert isinstance(cpu._choose(make_index([[0]] * 99, num_experts=8), macs_per_row=1), cpu._Compact)
-    assert isinstance(cpu._choose(empty, macs_per_row=64), cpu._Compact)
 
 
 @pytest.mark.usefixtures("layout")
@@ -188,8 +180,7 @@ def count_calls(monkeypatch):
         return spy
 
     for name in calls:
-        for kind in (cpu._Compact, cpu._Padded):
-            monkeypatch.setattr(kind, name, counted(name, getattr(kind, name)))
+        monkeypatch.setattr(layout_module.Layout, name, counted(name, getattr(layout_module.Layout, name)))
     return calls
 
 

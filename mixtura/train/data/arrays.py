@@ -1,6 +1,6 @@
 """Token ids as numpy arrays, in memory and on disk; import it late, for numpy is optional."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -26,23 +26,23 @@ def id_type(vocab_size: int) -> type[np.unsignedinteger[Any]]:
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
-def from_lists(ids: Sequence[Sequence[int]], *, end_id: int, vocab_size: int) -> TokenArray:
-    """Join the documents' ids, the end id after each.
+def pack(ids: Sequence[int], *, vocab_size: int) -> bytes:
+    """The ids as they lie in a file.
 
     Example:
-        >>> from_lists([[5, 6], [7]], end_id=0, vocab_size=257).tolist()
-        [5, 6, 0, 7, 0]
+        >>> unpack([pack([5, 6], vocab_size=257), pack([0], vocab_size=257)], vocab_size=257).tolist()
+        [5, 6, 0]
     """
-    joined = np.full(sum(map(len, ids)) + len(ids), end_id, dtype=id_type(vocab_size))
-    start = 0
-    for document in ids:
-        joined[start : start + len(document)] = document
-        start += len(document) + 1
-    return joined
+    return np.array(ids, dtype=id_type(vocab_size)).tobytes()
+
+
+def unpack(packed: Iterable[bytes], *, vocab_size: int) -> TokenArray:
+    """Join packed ids into one array."""
+    return np.frombuffer(b"".join(packed), dtype=id_type(vocab_size))
 
 
 def from_bytes(texts: Sequence[bytes], id_of_byte: Sequence[int], *, end_id: int) -> TokenArray:
-    """The same for a vocabulary of bytes only: one table look-up for all texts.
+    """The ids of texts where every byte is one token, the end id after each text: one table look-up for all.
 
     Example:
         >>> from_bytes([b"ab", b"c"], range(1, 257), end_id=0).tolist()
@@ -72,11 +72,11 @@ def save(path: Path, parts: Sequence[TokenArray]) -> int:
     return tokens
 
 
-def windows(tokens: Sequence[TokenArray], rows: Sequence[int], starts: Sequence[int], length: int) -> IdArray:
+def windows(tokens: Sequence[TokenArray], *, rows: Sequence[int], starts: Sequence[int], length: int) -> IdArray:
     """Copy `length` ids of row `rows[i]` from `starts[i]` on, for every i: (windows, length), int64.
 
     Example:
-        >>> windows([np.arange(9, dtype="uint16")], [0, 0], [1, 5], 3).tolist()
+        >>> windows([np.arange(9, dtype="uint16")], rows=[0, 0], starts=[1, 5], length=3).tolist()
         [[1, 2, 3], [5, 6, 7]]
     """
     parts = [tokens[row][start : start + length] for row, start in zip(rows, starts, strict=True)]

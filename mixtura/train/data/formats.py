@@ -133,7 +133,8 @@ def _csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Mapping[st
         for values in table:
             yield str(table.line_num), values
     except csv.Error as error:
-        raise UserError(f"{path}, line {table.line_num}: expected comma-separated values, got: {error}") from error
+        # The reader counts the rows it could read, and the broken one begins after them.
+        raise UserError(f"{path}, line {table.line_num + 1}: expected comma-separated values, got: {error}") from error
     finally:
         csv.field_size_limit(limit)
 
@@ -144,13 +145,15 @@ def _parquet(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Mappin
         from pyarrow import parquet
     except ImportError as error:
         raise UserError(f"{path}: reading Parquet needs pyarrow; run: pip install 'mixtura[parquet]'") from error
-    try:
-        with parquet.ParquetFile(path) as table:
+    with path.open("rb") as file:
+        try:
+            table = parquet.ParquetFile(file)
             _check_columns(columns, list(table.schema_arrow.names), str(path))
             number = 0
             for batch in table.iter_batches(columns=list(columns)):
                 for values in batch.to_pylist():
                     number += 1
                     yield str(number), values
-    except (arrow.ArrowException, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected a Parquet file, got: {error}") from error
+        except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{path}: expected a Parquet file, got: {reason}") from error

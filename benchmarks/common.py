@@ -1,0 +1,63 @@
+"""What every benchmark shares: the machine's description, result files, interleaved timing."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixtura import __version__
+from mixtura.train.run import cpu_name
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, threads and versions."""
+    return {
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "mixtura": __version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def save(name: str, result: Mapping[str, Any]) -> Path:
+    """Write a result with the machine it was measured on; returns its path."""
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def load(name: str) -> dict[str, Any]:
+    """Read a committed result."""
+    result: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return result
+
+
+def interleave(tasks: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int) -> dict[str, list[float]]:
+    """Time the tasks in turn, so that a busy moment of the machine meets all of them: seconds of each repeat."""
+    for _ in range(warmup):
+        for task in tasks.values():
+            task()
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(repeats):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Median and quartiles in milliseconds."""
+    low, middle, high = (1e3 * value for value in statistics.quantiles(seconds, n=4))
+    return {"median": round(middle, 2), "quartile 1": round(low, 2), "quartile 3": round(high, 2)}

@@ -1,0 +1,76 @@
+"""What does one training step of the default recipe cost, against the dense model of equal active parameters?
+
+    python -m benchmarks.train_step
+
+Both models train on fresh batches, in turn, after a warm-up in which the router finds its balance. The ratio is the
+median over repeats of one step's time against the other's just beside it.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from benchmarks.common import interleave, save, spread
+from mixtura.models.count import count_parameters
+from mixtura.models.gpt import GPT
+from mixtura.train.config import TrainConfig
+from mixtura.train.data.stream import TokenStream
+from mixtura.train.data.tokens import prepare
+from mixtura.train.loop import fit_to_corpus
+from mixtura.train.metrics import step_row
+from mixtura.train.optim import build_optimizer
+from mixtura.train.recipes import get_recipe
+from mixtura.train.step import train_step
+
+
+def make_step(config: TrainConfig) -> tuple[GPT, Callable[[], object]]:
+    """A model and a function that trains it for one step, as the training loop does, log row included."""
+    corpus = prepare(config.data)
+    config = fit_to_corpus(replace(config, steps=10_000), corpus)
+    torch.manual_seed(config.seed)
+    model = GPT(config.model)
+    optimizer = build_optimizer(model, config.optim)
+    stream = TokenStream(corpus, batch_size=config.data.batch_size, seq_len=config.data.seq_len, seed=0)
+    bytes_V = torch.tensor(corpus.tokenizer.byte_lengths, dtype=torch.float32)
+
+    def step() -> object:
+        result = train_step(model, optimizer, stream, config=config, step=config.optim.warmup, bytes_V=bytes_V)
+        return step_row(result, step=1, tokens=1, seconds=1.0, step_seconds=1.0)
+
+    return model, step
+
+
+def measure(*, repeats: int, warmup: int) -> dict[str, object]:
+    """Time both recipes' steps in turn."""
+    recipes = {name: get_recipe(name) for name in ("lm-tiny", "lm-tiny-dense")}
+    built = {name: make_step(config) for name, config in recipes.items()}
+    seconds = interleave({name: step for name, (_, step) in built.items()}, repeats=repeats, warmup=warmup)
+    ratios = [moe / dense for moe, dense in zip(seconds["lm-tiny"], seconds["lm-tiny-dense"], strict=True)]
+    data = recipes["lm-tiny"].data
+    rows = {
+        name: {
+            **spread(seconds[name]),
+            "tokens/s": round(data.batch_size * data.seq_len / statistics.median(seconds[name])),
+            "parameters": count_parameters(model)._asdict(),
+        }
+        for name, (model, _) in built.items()
+    }
+    return {"ms per step": rows, "ratio": round(statistics.median(ratios), 3), "repeats": repeats, "warmup": warmup}
+
+
+def main() -> None:
+    """Measure, print, and write benchmarks/results/train_step.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--warmup", type=int, default=200)
+    options = parser.parse_args()
+    result = measure(repeats=options.repeats, warmup=options.warmup)
+    print(result)
+    print(save("train_step", result))
+
+
+if __name__ == "__main__":
+    main()
