@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from mixtura.kernels import cpu, reference
 from mixtura.kernels import layout as layout_module
 from mixtura.kernels.activations import ACTIVATIONS
+from mixtura.kernels.layout import Partition
 from tests.kernels.cases import Operands, error, make_index
 
 EVEN = [[t % 4, (t + 1) % 4] for t in range(24)]
@@ -32,16 +33,17 @@ indices = pytest.mark.parametrize(("choices", "regular"), INDICES.values(), ids=
 
 
 def alone(counts, *, macs_per_row):
-    return [[e] for e in range(len(counts))]
+    return Partition(list(range(len(counts))), [1] * len(counts), list(counts))
 
 
 def together(counts, *, macs_per_row):
-    return [list(range(len(counts)))]
+    return Partition(list(range(len(counts))), [len(counts)], [max(counts) and max(counts) + 3])
 
 
 def in_pairs(counts, *, macs_per_row):
     order = sorted(range(len(counts)), key=counts.__getitem__)
-    return [order[i : i + 2] for i in range(0, len(order), 2)]
+    pairs = [order[i : i + 2] for i in range(0, len(order), 2)]
+    return Partition(order, [len(pair) for pair in pairs], [max(counts[e] for e in pair) for pair in pairs])
 
 
 LAYOUTS = {"alone": alone, "together": together, "in pairs": in_pairs, "chosen": layout_module.partition}
