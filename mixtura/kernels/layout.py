@@ -6,8 +6,8 @@ counts at hand; in the extremes all experts share one group, or each is its own 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,12 +16,37 @@ from mixtura.kernels.rows import RowIndex, sum_rows
 
 # Multiply-adds that take as long as one product call's overhead on two threads; docs/log.md, 2026-11-22.
 CALL_OVERHEAD_MACS = 2_500_000
+# Rows that cost as much as copying one expert's matrix into the groups' order and its gradient back.
+COPY_ROWS = 16
 # Capacities of groups are rounded up to this, so that libraries that build a kernel for each shape can reuse it.
 ROW_MULTIPLE = 16
 
 
-def partition(counts: Sequence[int], *, macs_per_row: int) -> list[list[int]]:
-    """Split the experts into groups that are padded to a common count, so that padding and calls cost least.
+class Partition(NamedTuple):
+    """Experts in the order in which their rows lie, cut into groups of `sizes` with `capacities` rows per expert.
+
+    Example:
+        >>> Partition(order=[1, 0], sizes=[2], capacities=[16]).num_rows
+        32
+    """
+
+    order: list[int]
+    sizes: list[int]
+    capacities: list[int]
+
+    @property
+    def num_rows(self) -> int:
+        """R, rows in all, padding included."""
+        return sum(size * capacity for size, capacity in zip(self.sizes, self.capacities, strict=True))
+
+    @property
+    def is_natural(self) -> bool:
+        """Whether the experts keep their own order, so that no matrix is copied."""
+        return self.order == list(range(len(self.order)))
+
+
+def partition(counts: Sequence[int], *, macs_per_row: int) -> Partition:
+    """Group the experts so that padding, product calls and copies of matrices cost least.
 
     Candidates are equal cuts of the experts in order of their counts, and a cut into sizes 1, 1, 2, 4, ... for one
     expert that towers above the others. One group, and all groups of one, keep the experts' own order.
@@ -32,48 +57,31 @@ def partition(counts: Sequence[int], *, macs_per_row: int) -> list[list[int]]:
 
     Example:
         >>> partition([5, 900, 6, 880], macs_per_row=10_000)
-        [[1, 3], [2, 0]]
-        >>> partition([5, 4], macs_per_row=10_000), partition([5, 4], macs_per_row=10_000_000)
-        ([[0, 1]], [[0], [1]])
+        Partition(order=[1, 3, 2, 0], sizes=[2, 2], capacities=[912, 16])
+        >>> partition([5, 4], macs_per_row=10_000_000)
+        Partition(order=[0, 1], sizes=[1, 1], capacities=[5, 4])
     """
     E = len(counts)
-    order = sorted(range(E), key=counts.__getitem__, reverse=True)
-    cuts = [list(range(0, E, -(-E // groups))) for groups in (2, 4, 8) if groups < E]
-    cuts.append([0, *(1 << i for i in range((E - 1).bit_length()))])
-    sorted_groups = [[order[a:b] for a, b in pairwise([*cut, E])] for cut in cuts]
-    candidates = [[list(range(E))], *sorted_groups, [[e] for e in range(E)]]
+    natural = list(range(E))
+    order = sorted(natural, key=counts.__getitem__, reverse=True)
+    sizes = [[step] * (E // step) + [E % step] * (E % step > 0) for step in {-(-E // 2), -(-E // 4), -(-E // 8)}]
+    doubling = [1, *(1 << i for i in range(E.bit_length() - 1))]
+    sizes.append([*doubling[:-1], E - sum(doubling[:-1])] if E > 1 else [1])
+    # Where costs are equal the first one is taken: the experts' own order.
+    candidates = [Partition(natural, [1] * E, list(counts)), _padded(natural, [E], [max(counts)])]
+    for cut in sizes:
+        starts = accumulate(cut[:-1], initial=0)
+        candidates.append(_padded(order, cut, [counts[order[start]] for start in starts]))
 
-    def cost(groups: list[list[int]]) -> int:
-        rows = sum(len(group) * max(counts[e] for e in group) for group in groups)
-        return rows * macs_per_row + len(groups) * CALL_OVERHEAD_MACS
+    def cost(candidate: Partition) -> int:
+        copied = 0 if candidate.is_natural else E * COPY_ROWS
+        return (candidate.num_rows + copied) * macs_per_row + len(candidate.sizes) * CALL_OVERHEAD_MACS
 
     return min(candidates, key=cost)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Group:
-    """g experts with c rows each, one expert after another from row `start`."""
-
-    experts: list[int]
-    experts_g: Tensor
-    start: int
-    capacity: int
-
-    def rows(self, tensor: Tensor) -> Tensor:
-        """This group's part of all rows: (R, X) -> (g, c, X), a view."""
-        count = len(self.experts)
-        part = tensor[self.start : self.start + count * self.capacity]
-        return part.view(count, self.capacity, tensor.shape[1])
-
-    def view(self, stacked: Tensor) -> Tensor | None:
-        """This group's part of something stacked by expert, (E, *) -> (g, *), where that can be a view."""
-        first, count = self.experts[0], len(self.experts)
-        return stacked[first : first + count] if count in (1, stacked.shape[0]) else None
-
-    def take(self, stacked: Tensor) -> Tensor:
-        """The same, copied where it cannot be a view."""
-        part = self.view(stacked)
-        return stacked.index_select(0, self.experts_g) if part is None else part
+def _padded(order: list[int], sizes: list[int], largest: list[int]) -> Partition:
+    return Partition(order, sizes, [-(-count // ROW_MULTIPLE) * ROW_MULTIPLE for count in largest])
 
 
 class Layout:
@@ -94,26 +102,21 @@ class Layout:
     def __init__(self, index: RowIndex, *, macs_per_row: int) -> None:
         self.index, self.device = index, index.token_N.device
         counts: list[int] = index.counts_E.tolist()
-        groups = partition(counts, macs_per_row=macs_per_row)
-        self.is_compact = len(groups) == len(counts)
-        capacities = [max(counts[e] for e in group) for group in groups]
-        if not self.is_compact:
-            capacities = [-(-capacity // ROW_MULTIPLE) * ROW_MULTIPLE for capacity in capacities]
-        self.groups, self.num_rows = [], 0
-        for group, capacity in zip(groups, capacities, strict=True):
-            experts_g = torch.tensor(group, device=self.device)
-            self.groups.append(_Group(experts=group, experts_g=experts_g, start=self.num_rows, capacity=capacity))
-            self.num_rows += len(group) * capacity
+        self.partition = partition(counts, macs_per_row=macs_per_row)
+        self.order_E = None if self.partition.is_natural else torch.tensor(self.partition.order, device=self.device)
+        self.num_rows = self.partition.num_rows
+        self.is_compact = self.partition.is_natural and self.num_rows == index.token_N.shape[0]
         if not self.is_compact:
             self._place(counts)
 
     def _place(self, counts: list[int]) -> None:
         """Find the row of each assignment, the token of each row, and the padding rows."""
-        start = list(accumulate(counts, initial=0))
+        order, sizes, capacities = self.partition
+        capacity_e = [capacity for size, capacity in zip(sizes, capacities, strict=True) for _ in range(size)]
+        start_e, start_E = list(accumulate(capacity_e, initial=0)), list(accumulate(counts, initial=0))
         shift = [0] * len(counts)
-        for group in self.groups:
-            for place, expert in enumerate(group.experts):
-                shift[expert] = group.start + place * group.capacity - start[expert]
+        for place, expert in enumerate(order):
+            shift[expert] = start_e[place] - start_E[expert]
         N = self.index.token_N.shape[0]
         shift_N = torch.tensor(shift, device=self.device).repeat_interleave(self.index.counts_E, output_size=N)
         self.place_N = torch.arange(N, device=self.device) + shift_N
@@ -138,27 +141,25 @@ class Layout:
         return rows if self.is_compact else rows.index_select(0, self.place_N)
 
     def product(self, rows: Tensor, weight: Tensor, *, transpose: bool = False, bias: Tensor | None = None) -> Tensor:
-        """Each row times its expert's matrix, plus its bias: (R, X), (E, X, Y), (E, Y) -> (R, Y); transposed: (E, Y, X)."""
+        """Each row times its expert's matrix, plus its bias: (R, X) -> (R, Y). Weight: (E, X, Y), or (E, Y, X)."""
         out = rows.new_empty(self.num_rows, weight.shape[1 if transpose else 2])
-        for group in self.groups:
-            block = group.take(weight)
-            block = block.transpose(1, 2) if transpose else block
-            if bias is None:
-                torch.bmm(group.rows(rows), block, out=group.rows(out))
-            else:
-                torch.baddbmm(group.take(bias).unsqueeze(1), group.rows(rows), block, out=group.rows(out))
+        weight = self._ordered(weight)
+        blocks = self._by_group(weight.transpose(1, 2) if transpose else weight)
+        if bias is None:
+            for x, block, y in zip(self._groups(rows), blocks, self._groups(out), strict=True):
+                torch.bmm(x, block, out=y)
+            return out
+        biases = self._by_group(self._ordered(bias).unsqueeze(1))
+        for x, block, b, y in zip(self._groups(rows), blocks, biases, self._groups(out), strict=True):
+            torch.baddbmm(b, x, block, out=y)
         return out
 
     def weight_grad(self, left: Tensor, right: Tensor) -> Tensor:
         """Each expert's sum of outer products of its rows: (R, X), (R, Y) -> (E, X, Y), zeros for an expert without."""
-        out = left.new_empty(len(self.index.counts_E), left.shape[1], right.shape[1])
-        for group in self.groups:
-            a, b, block = group.rows(left).transpose(1, 2), group.rows(right), group.view(out)
-            if block is None:
-                out.index_copy_(0, group.experts_g, torch.bmm(a, b))
-            else:
-                torch.bmm(a, b, out=block)
-        return out
+        out = left.new_empty(len(self.partition.order), left.shape[1], right.shape[1])
+        for x, y, block in zip(self._groups(left), self._groups(right), self._by_group(out), strict=True):
+            torch.bmm(x.transpose(1, 2), y, out=block)
+        return out if self.order_E is None else torch.empty_like(out).index_copy_(0, self.order_E, out)
 
     def bias_rows(self, bias: Tensor) -> Tensor:
         """Each row's expert's bias: (E, X) -> (R, X)."""
@@ -166,10 +167,7 @@ class Layout:
 
     def bias_grad(self, rows: Tensor) -> Tensor:
         """Each expert's sum of its rows: (R, X) -> (E, X)."""
-        return rows.new_zeros(len(self.index.counts_E), rows.shape[1]).index_add_(0, self._expert_R(), rows)
-
-    def _expert_R(self) -> Tensor:
-        return torch.cat([group.experts_g.repeat_interleave(group.capacity) for group in self.groups])
+        return rows.new_zeros(len(self.partition.order), rows.shape[1]).index_add_(0, self._expert_R(), rows)
 
     def sum_to_tokens(self, rows: Tensor) -> Tensor:
         """Add each token's rows: (R, D) -> (T, D)."""
@@ -180,3 +178,23 @@ class Layout:
             return rows.new_zeros(self.index.num_tokens, rows.shape[1])
         placed_TK = self.place_N[slot_TK.clamp(min=0)]
         return sum_rows(rows, self.index, placed_TK if self.index.dropless else placed_TK.where(slot_TK >= 0, -1))
+
+    def _ordered(self, stacked: Tensor) -> Tensor:
+        """Something stacked by expert, in the order of the groups."""
+        return stacked if self.order_E is None else stacked.index_select(0, self.order_E)
+
+    def _by_group(self, stacked: Tensor) -> tuple[Tensor, ...]:
+        parts: tuple[Tensor, ...] = stacked.split(self.partition.sizes)
+        return parts
+
+    def _groups(self, rows: Tensor) -> list[Tensor]:
+        """Each group's part of all rows: (R, X) -> (g, c, X), views."""
+        _, sizes, capacities = self.partition
+        parts = rows.split([size * capacity for size, capacity in zip(sizes, capacities, strict=True)])
+        X = rows.shape[1]
+        return [part.view(size, capacity, X) for part, size, capacity in zip(parts, sizes, capacities, strict=True)]
+
+    def _expert_R(self) -> Tensor:
+        order, sizes, capacities = self.partition
+        capacity_e = [capacity for size, capacity in zip(sizes, capacities, strict=True) for _ in range(size)]
+        return torch.tensor(order, device=self.device).repeat_interleave(torch.tensor(capacity_e, device=self.device))

@@ -34,7 +34,7 @@ def generate(
         generator: source of randomness.
 
     Raises:
-        UserError: an empty prompt or a negative temperature.
+        UserError: an empty prompt, a negative temperature, or a negative top_k.
 
     Example:
         >>> from mixtura.models.gpt import GPTConfig
@@ -46,6 +46,8 @@ def generate(
         raise UserError("expected a prompt of at least one token, got none")
     if temperature < 0:
         raise UserError(f"expected a temperature of at least 0, got {temperature}")
+    if top_k < 0:
+        raise UserError(f"expected top_k of at least 0 (0: all tokens), got {top_k}")
     context, weight = model.config.context, model.embedding.weight
     seen = ids_L.tolist()[-context:]
     cache, pending = None, seen

@@ -1,4 +1,4 @@
-"""The CPU kernel against the loop reference: output, every gradient, both layouts, empty experts, poisoned memory."""
+"""The CPU kernel against the loop reference: output, every gradient, all layouts, empty experts, poisoned memory."""
 
 import pytest
 import torch
@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixtura.kernels import cpu, reference
+from mixtura.kernels import layout as layout_module
 from mixtura.kernels.activations import ACTIVATIONS
+from mixtura.kernels.layout import Partition
 from tests.kernels.cases import Operands, error, make_index
 
 EVEN = [[t % 4, (t + 1) % 4] for t in range(24)]
@@ -30,24 +32,27 @@ INDICES = {
 indices = pytest.mark.parametrize(("choices", "regular"), INDICES.values(), ids=list(INDICES))
 
 
-def compact(index, *, macs_per_row):
-    return cpu._Compact(index, index.counts_E.tolist())
+def alone(counts, *, macs_per_row):
+    return Partition(list(range(len(counts))), [1] * len(counts), list(counts))
 
 
-def padded(index, *, macs_per_row):
-    counts = index.counts_E.tolist()
-    if not sum(counts):
-        return cpu._Compact(index, counts)  # the padded layout needs a token to fill its padding with
-    return cpu._Padded(index, counts, max(*counts, 1) + 3)
+def together(counts, *, macs_per_row):
+    return Partition(list(range(len(counts))), [len(counts)], [max(counts) and max(counts) + 3])
 
 
-LAYOUTS = {"compact": compact, "padded": padded, "chosen": cpu._choose}
+def in_pairs(counts, *, macs_per_row):
+    order = sorted(range(len(counts)), key=counts.__getitem__)
+    pairs = [order[i : i + 2] for i in range(0, len(order), 2)]
+    return Partition(order, [len(pair) for pair in pairs], [max(counts[e] for e in pair) for pair in pairs])
+
+
+LAYOUTS = {"alone": alone, "together": together, "in pairs": in_pairs, "chosen": layout_module.partition}
 
 
 @pytest.fixture(params=LAYOUTS)
 def layout(request, monkeypatch):
-    """Force a layout; "chosen" leaves the choice to the kernel."""
-    monkeypatch.setattr(cpu, "_choose", LAYOUTS[request.param])
+    """Force a grouping of the experts; "chosen" leaves it to the kernel."""
+    monkeypatch.setattr(layout_module, "partition", LAYOUTS[request.param])
     return request.param
 
 
@@ -81,7 +86,7 @@ def test_every_activation(activation, bias):
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.usefixtures("layout", "poison")
 def test_bf16_is_not_worse_than_the_reference_in_bf16(activation, bias):
-    index = make_index(EVEN * 3, num_experts=4)
+    index = make_index(EVEN * 20, num_experts=4)
     exact = Operands.random(index, activation=activation, bias=bias, dim=32, hidden=48)
     rounded = exact.cast(torch.bfloat16)
     dy_ND = torch.randn(index.token_N.shape[0], 32).bfloat16()
@@ -120,19 +125,8 @@ def test_any_choices(data):
     operands = Operands.random(index, activation="geglu", bias=True)
     for force in LAYOUTS.values():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cpu, "_choose", force)
+            patch.setattr(layout_module, "partition", force)
             compare(operands, index)
-
-
-def test_both_layouts_are_chosen_by_counts():
-    even = make_index(EVEN * 3, num_experts=4)  # 36 rows each, padded to 48
-    uneven = make_index([[0]] * 4000 + [[1], [2], [3]], num_experts=4)
-    empty = make_index([[-1]], num_experts=4)
-    assert isinstance(cpu._choose(even, macs_per_row=64), cpu._Padded)
-    assert isinstance(cpu._choose(even, macs_per_row=10**9), cpu._Compact)
-    assert isinstance(cpu._choose(uneven, macs_per_row=64), cpu._Padded)
-    assert isinstance(cpu._choose(make_index([[0]] * 99, num_experts=8), macs_per_row=1), cpu._Compact)
-    assert isinstance(cpu._choose(empty, macs_per_row=64), cpu._Compact)
 
 
 @pytest.mark.usefixtures("layout")
@@ -188,8 +182,7 @@ def count_calls(monkeypatch):
         return spy
 
     for name in calls:
-        for kind in (cpu._Compact, cpu._Padded):
-            monkeypatch.setattr(kind, name, counted(name, getattr(kind, name)))
+        monkeypatch.setattr(layout_module.Layout, name, counted(name, getattr(layout_module.Layout, name)))
     return calls
 
 
@@ -226,6 +219,9 @@ def test_a_nan_in_one_token_stays_in_its_rows():
     y_ND = operands.run(cpu.grouped_mlp, index)
     assert torch.equal(y_ND.isnan().all(1), index.token_N == 0)
     assert torch.equal(y_ND.isnan().any(1), index.token_N == 0)
+    y_ND.sum().backward()
+    for name in ("up", "down", "up_bias"):  # the gradients of experts that never saw it stay clean
+        assert getattr(operands, name).grad.flatten(1).isnan().any(1).tolist() == [True, True, False, False]
 
 
 @pytest.mark.usefixtures("layout")
