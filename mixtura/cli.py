@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal's character set may lack what a model writes
     try:
-        _run(given)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            _run(given)
     except UserError as error:
         if debug:
             traceback.print_exc()
@@ -119,6 +122,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    """A legal surprise, without the place in the code where it was noticed."""
+    print("mixtura: warning:", message, file=sys.stderr)
 
 
 def _run(given: Sequence[str]) -> None:

@@ -371,6 +371,14 @@ def test_eval_gives_the_losses_that_training_logged(finished_run, capsys):
     assert float(lines[0][3]) == pytest.approx(float(lines[0][1]) / 0.6931, abs=1e-3)
 
 
+@pytest.mark.filterwarnings("default:with k=1")
+def test_a_warning_is_one_line_shown_once(tmp_path, capsys):
+    assert main(command(tmp_path, model__router="topk", steps=2)) == 0
+    errors = capsys.readouterr().err
+    assert errors.startswith("mixtura: warning: with k=1 a weight normalised over the chosen expert is always 1")
+    assert errors.count("\n") == 1
+
+
 def test_a_pipe_closed_early_is_no_error(finished_run):
     program = [sys.executable, "-m", "mixtura", "generate", str(finished_run), "--prompt", "x" * 100_000]
     process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
