@@ -244,8 +244,11 @@ def test_damaged_metrics_are_not_cut_off(run, capsys):
     lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (run / "metrics.jsonl").write_bytes(b"".join([*lines[:3], b'{"step\n', *lines[4:]]))
     before = (run / "metrics.jsonl").read_bytes()
-    refused(capsys, ["resume", str(run)], "line 4 of", "repair that line, or move the file away")
+    for which in ("12", "10"):
+        arguments = ["resume", str(run), "--checkpoint", which]
+        refused(capsys, arguments, "line 4 of", "repair that line, or move the file away")
     assert (run / "metrics.jsonl").read_bytes() == before
+    assert checkpoints(run) == ["best", "step-000010", "step-000012"]
 
 
 def test_an_error_shows_its_traceback_only_with_debug(capsys):

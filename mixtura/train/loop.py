@@ -20,7 +20,7 @@ from mixtura.train.config import TrainConfig
 from mixtura.train.data.stream import TokenStream
 from mixtura.train.data.tokens import Corpus, prepare
 from mixtura.train.device import choose_device, random_state, set_random_state
-from mixtura.train.metrics import MetricsFile, measure, number
+from mixtura.train.metrics import MetricsFile, lines_up_to, measure, number
 from mixtura.train.observations import finish
 from mixtura.train.optim import build_optimizer
 from mixtura.train.progress import Progress, say
@@ -99,6 +99,7 @@ def resume(path: str | Path, *, checkpoint: str = "last") -> Path:
             f"expected the data the run started with, but the text of --data.path {config.data.path!r} has changed; "
             "restore it, or start a new run"
         )
+    lines_up_to(run.metrics, state["counters"]["step"])  # refuses damaged ones before anything is dropped
     _train(run, model, corpus, config=config, state=state)
     return run.folder
 

@@ -101,7 +101,7 @@ class MetricsFile:
     def __init__(self, path: Path, *, after_step: int, advice: str) -> None:
         self._path, self._advice = path, advice
         if path.exists():
-            write_file(path, "".join(f"{line}\n" for line in _lines_up_to(path, after_step)))
+            write_file(path, "".join(f"{line}\n" for line in lines_up_to(path, after_step)))
         with self._writing():
             # Unbuffered: after a failed write nothing waits for another try when the file is closed.
             self._file = path.open("ab", buffering=0)
@@ -132,11 +132,19 @@ class MetricsFile:
         return writing(self._path.parent, what=self._path.name, advice=self._advice)
 
 
-def _lines_up_to(path: Path, step: int) -> list[str]:
-    """Whole lines of the steps up to `step`; what a crash left behind them does not matter."""
+def lines_up_to(path: Path, step: int) -> list[str]:
+    """Whole lines of the steps up to `step`; what a crash left behind them does not matter.
+
+    Raises:
+        UserError: a damaged line among them.
+
+    Example:
+        >>> lines_up_to(Path("runs/of-nobody/metrics.jsonl"), 5)
+        []
+    """
     lines: list[str] = []
     last = 0
-    for raw in path.read_bytes().splitlines():
+    for raw in path.read_bytes().splitlines() if path.exists() else ():
         try:
             line = raw.decode()
             here = int(json.loads(line)["step"])
