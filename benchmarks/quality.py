@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, save
-from benchmarks.train_step import measure
+from benchmarks.train_step import compare
 from mixtura.train.config import TrainConfig
 from mixtura.train.loop import train
 from mixtura.train.recipes import get_recipe
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=240.0, help="training time of the whole runs")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="folder of the runs")
     options = parser.parse_args()
-    cost = measure(repeats=60, warmup=150)
+    cost = compare(repeats=60, warmup=150)
     runs = {}
     for name, (recipe, share) in RUNS.items():
         milliseconds = cost["ms per step"][recipe]["median"]

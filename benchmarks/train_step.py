@@ -19,10 +19,11 @@ from mixtura.models.gpt import GPT
 from mixtura.train.config import TrainConfig
 from mixtura.train.data.stream import TokenStream
 from mixtura.train.data.tokens import prepare
-from mixtura.train.loop import fit_to_corpus
-from mixtura.train.metrics import step_row
+from mixtura.train.device import keep_freed_memory
+from mixtura.train.metrics import measure
 from mixtura.train.optim import build_optimizer
 from mixtura.train.recipes import get_recipe
+from mixtura.train.setup import fit_to_corpus
 from mixtura.train.step import train_step
 
 
@@ -38,13 +39,14 @@ def make_step(config: TrainConfig) -> tuple[GPT, Callable[[], object]]:
 
     def step() -> object:
         result = train_step(model, optimizer, stream, config=config, step=config.optim.warmup, bytes_V=bytes_V)
-        return step_row(result, step=1, tokens=1, seconds=1.0, step_seconds=1.0)
+        return measure(result)
 
     return model, step
 
 
-def measure(*, repeats: int, warmup: int) -> dict[str, object]:
+def compare(*, repeats: int, warmup: int) -> dict[str, object]:
     """Time both recipes' steps in turn."""
+    keep_freed_memory()
     recipes = {name: get_recipe(name) for name in ("lm-tiny", "lm-tiny-dense")}
     built = {name: make_step(config) for name, config in recipes.items()}
     seconds = interleave({name: step for name, (_, step) in built.items()}, repeats=repeats, warmup=warmup)
@@ -67,7 +69,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--warmup", type=int, default=200)
     options = parser.parse_args()
-    result = measure(repeats=options.repeats, warmup=options.warmup)
+    result = compare(repeats=options.repeats, warmup=options.warmup)
     print(result)
     print(save("train_step", result))
 

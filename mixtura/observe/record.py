@@ -43,8 +43,8 @@ class LayerRecord:
         probs_TE = self.routing.probs_TE
         if self.routing.mask_T is not None:
             probs_TE = probs_TE[self.routing.mask_T]
-        entropy: Tensor = torch.special.entr(probs_TE).sum(-1).mean()
-        return entropy
+        # The clamp keeps 0 * log 0 at 0; torch.special.entr does too, and takes twice as long.
+        return -(probs_TE * probs_TE.clamp(min=torch.finfo(probs_TE.dtype).tiny).log()).sum(-1).mean()
 
     def first_choice_T(self) -> Tensor:
         """Each token's best expert: int64 (T,); of routers without a fixed number of choices, the likeliest."""

@@ -1,5 +1,6 @@
 """Where a run computes, and the state of its random numbers."""
 
+import ctypes
 from typing import Any
 
 import torch
@@ -33,6 +34,27 @@ def choose_device(config: TrainConfig) -> torch.device:
             f"expected a device of this machine, got {config.device!r} ({reason}); try --device cpu"
         ) from error
     return device
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed memory for the next step instead of giving it back to the system.
+
+    A training step allocates the same tensors again and again. By default glibc returns blocks of some hundred kB and
+    more at once, so that each step waits for thousands of fresh pages: a third of a small MoE layer's time, measured in
+    docs/log.md, 2026-11-22. It is a setting of the whole process, so commands make it and importing never does. Where
+    the C library has no such setting nothing happens.
+
+    Example:
+        >>> keep_freed_memory()
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+    mallopt(mmap_threshold, 1 << 30)
+    mallopt(trim_threshold, (1 << 31) - 1)
+    mallopt(top_pad, 1 << 26)
 
 
 def random_state() -> dict[str, Any]:

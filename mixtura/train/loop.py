@@ -19,7 +19,7 @@ from mixtura.train.checkpoint import find_checkpoint, go_back, load_state, load_
 from mixtura.train.config import TrainConfig
 from mixtura.train.data.stream import TokenStream
 from mixtura.train.data.tokens import Corpus, prepare
-from mixtura.train.device import choose_device, random_state, set_random_state
+from mixtura.train.device import choose_device, keep_freed_memory, random_state, set_random_state
 from mixtura.train.metrics import MetricsFile, lines_up_to, measure, number
 from mixtura.train.observations import finish
 from mixtura.train.optim import build_optimizer
@@ -62,6 +62,7 @@ def train(config: TrainConfig) -> Path:
     """
     check_start(config)
     new_run_folder(config)
+    keep_freed_memory()
     device = choose_device(config)
     corpus = prepare(config.data, on_progress=say)
     config = fit_to_corpus(config, corpus)
@@ -89,6 +90,7 @@ def resume(path: str | Path, *, checkpoint: str = "last") -> Path:
     config = run.read_config()
     folder = find_checkpoint(run, checkpoint)
     require_for_training(config)
+    keep_freed_memory()
     device = choose_device(config)
     state = load_state(folder)
     model = build_model(config).to(device)

@@ -5,19 +5,28 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mixtura.errors import UserError
+from mixtura.models.gpt import GPTConfig
 from mixtura.train.config import TrainConfig
+from mixtura.train.data.config import DataConfig
 
 Recipe = Callable[[], TrainConfig]
 
 
 def lm_tiny() -> TrainConfig:
-    """Byte-level language model on the text every Python installation carries: 16 experts, one chosen.
+    """A small language model on the text every Python installation carries: 32 experts, one chosen, in every second block.
 
     Example:
         >>> lm_tiny().model.num_experts
-        16
+        32
     """
-    return TrainConfig(recipe="lm-tiny", steps=3000)
+    return TrainConfig(
+        recipe="lm-tiny",
+        model=GPTConfig(dim=64, layers=2, heads=2, hidden=128, num_experts=32, k=1, router="switch", moe_every=2),
+        data=DataConfig(vocab_size=512, seq_len=128, batch_size=32),
+        steps=4000,
+        eval_interval=500,
+        checkpoint_interval=500,
+    )
 
 
 def lm_tiny_dense() -> TrainConfig:
