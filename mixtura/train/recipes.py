@@ -13,7 +13,7 @@ Recipe = Callable[[], TrainConfig]
 
 
 def lm_tiny() -> TrainConfig:
-    """A small language model on the text every Python installation carries: 32 experts, one chosen, in every second block.
+    """A small language model on the text every Python installation carries: 32 experts, one chosen.
 
     Example:
         >>> lm_tiny().model.num_experts
@@ -23,9 +23,9 @@ def lm_tiny() -> TrainConfig:
         recipe="lm-tiny",
         model=GPTConfig(dim=64, layers=2, heads=2, hidden=128, num_experts=32, k=1, router="switch", moe_every=2),
         data=DataConfig(vocab_size=512, seq_len=128, batch_size=32),
-        steps=4000,
-        eval_interval=500,
-        checkpoint_interval=500,
+        steps=2700,
+        eval_interval=450,
+        checkpoint_interval=450,
     )
 
 
