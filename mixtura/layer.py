@@ -84,14 +84,7 @@ class MoE(nn.Module):
                 same, since the router's gradient passes over them.
             priority: (...), each token's score for policy "priority" (urgency); None: its largest gate weight.
         """
-        if x.shape[-1] != self.router.dim:
-            raise UserError(f"expected x of width D={self.router.dim}, got shape {tuple(x.shape)}")
-        for name, values in (("mask", mask), ("priority", priority)):
-            if values is not None and values.shape != x.shape[:-1]:
-                expected, got = tuple(x.shape[:-1]), tuple(values.shape)
-                raise UserError(f"expected {name} with one value per token, of shape {expected}, got {got}")
-        if mask is not None and mask.dtype is not torch.bool:
-            raise UserError(f"expected mask of dtype torch.bool (False: padding), got {mask.dtype}; use mask.bool()")
+        _check_input(x, dim=self.router.dim, mask=mask, priority=priority)
         x_TD = x.reshape(-1, x.shape[-1])
         routing = self._route(x_TD, mask)
         rows = dispatch(
@@ -143,6 +136,17 @@ class MoE(nn.Module):
     def extra_repr(self) -> str:
         """What print(model) shows beside the parts."""
         return f"capacity_factor={self.capacity_factor}, policy={self.policy}, losses={self.losses}"
+
+
+def _check_input(x: Tensor, *, dim: int, mask: Tensor | None, priority: Tensor | None) -> None:
+    if x.shape[-1] != dim:
+        raise UserError(f"expected x of width D={dim}, got shape {tuple(x.shape)}")
+    for name, values in (("mask", mask), ("priority", priority)):
+        if values is not None and values.shape != x.shape[:-1]:
+            expected, got = tuple(x.shape[:-1]), tuple(values.shape)
+            raise UserError(f"expected {name} with one value per token, of shape {expected}, got {got}")
+    if mask is not None and mask.dtype is not torch.bool:
+        raise UserError(f"expected mask of dtype torch.bool (False: padding), got {mask.dtype}; use mask.bool()")
 
 
 def _check_parts(router: Router, experts: nn.Module, losses: Mapping[str, float]) -> None:
