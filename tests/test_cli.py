@@ -334,7 +334,7 @@ def test_every_command_has_help(capsys, arguments, part):
 def test_recipes_are_listed_with_what_they_are(capsys):
     assert main(["recipes"]) == 0
     text = capsys.readouterr().out
-    assert "lm-tiny\n  Byte-level language model" in text
+    assert "lm-tiny\n  A small language model" in text
     assert "lm-tiny-dense\n  The dense twin" in text
     assert "Example" not in text
 

@@ -24,7 +24,7 @@ _MAX_LAYER_POINTS = 12_000  # of all layers together: a page with 24 layers gets
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerHistory:
     """One MoE layer over time, as means over neighbouring steps; NaN where nothing was logged.
 
@@ -44,7 +44,7 @@ class LayerHistory:
     entropy: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class History:
     """The metrics of a run: one entry per step in the tuples, NaN where a step did not log it.
 
@@ -52,8 +52,9 @@ class History:
     are positions in `step`. `notes` says in plain words what was wrong with the file.
 
     Example:
-        >>> empty = History((1,), (0.1,), (64,), (2.0,), (900.0,), (), {}, {}, ())
-        >>> empty.loss
+        >>> clocks = {"step": (1,), "seconds": (0.1,), "tokens": (64,)}
+        >>> series = {"loss": (2.0,), "speed": (900.0,), "evaluated": (), "validation": {}}
+        >>> History(**clocks, **series, layers={}, notes=()).loss
         (2.0,)
     """
 

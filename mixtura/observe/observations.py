@@ -36,7 +36,7 @@ class Generated:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Observations:
     """Everything in observations.json.
 

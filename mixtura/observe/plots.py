@@ -32,7 +32,7 @@ _RAMP = ("#3b5fc4", "#3b8fc4", "#1ba39a", "#63a83c", "#c29a00", "#e0761a", "#cf4
 Numbers = Sequence[float | None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Curve:
     """Values over training with three clocks: steps, seconds and tokens; None is a gap.
 

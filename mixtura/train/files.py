@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from mixtura.errors import UserError
 
-ELSEWHERE = "or choose another disk"
+ELSEWHERE = "or choose another folder"
 
 
 @contextmanager

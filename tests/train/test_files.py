@@ -36,7 +36,7 @@ def test_nothing_is_left_of_a_folder_that_failed(tmp_path):
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (errno.ENOSPC, "no space left in .* for the result; free some, or choose another disk"),
+        (errno.ENOSPC, "no space left in .* for the result; free some, or choose another folder"),
         (errno.EDQUOT, "no space left in"),
         (errno.EROFS, "cannot write the result in .*: Read-only file system; make it writable"),
     ],

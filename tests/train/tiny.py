@@ -17,6 +17,7 @@ OPTIONS = {
     "model.heads": 2,
     "model.layers": 1,
     "model.num-experts": 4,
+    "model.moe-every": 1,
     "optim.warmup": 4,
     "steps": 12,
     "eval-interval": 5,
