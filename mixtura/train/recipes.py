@@ -15,13 +15,27 @@ Recipe = Callable[[], TrainConfig]
 def lm_tiny() -> TrainConfig:
     """A small language model on the text every Python installation carries: 32 experts, one chosen.
 
+    Cost: about 4 minutes on 2 CPU cores, 1 GB of memory. Result: 1.32 nats per byte (1.90 bits), plain mean over held-out
+    C, prose, Python and tests; docs/log.md, 2026-11-22.
+
     Example:
         >>> lm_tiny().model.num_experts
         32
     """
     return TrainConfig(
         recipe="lm-tiny",
-        model=GPTConfig(dim=64, layers=2, heads=2, hidden=128, num_experts=32, k=1, router="switch", moe_every=2),
+        model=GPTConfig(
+            dim=64,
+            layers=2,
+            heads=2,
+            hidden=128,
+            num_experts=32,
+            k=1,
+            moe_every=2,
+            router="switch",
+            # Three times the customary coefficient: with 1e-2 the busiest expert got twice the mean and two idled.
+            losses={"load_balance": 3e-2, "z": 1e-3, "importance": 0.0, "load": 0.0},
+        ),
         data=DataConfig(vocab_size=512, seq_len=128, batch_size=32),
         steps=2700,
         eval_interval=450,
@@ -31,6 +45,9 @@ def lm_tiny() -> TrainConfig:
 
 def lm_tiny_dense() -> TrainConfig:
     """The dense twin of lm-tiny: equal active parameters, no experts.
+
+    Cost: about 4 minutes on 2 CPU cores. Result: 1.50 nats per byte; 1.49 with the 12 % more steps that fit into lm-tiny's
+    time; docs/log.md, 2026-11-22.
 
     Example:
         >>> lm_tiny_dense().model.num_experts
