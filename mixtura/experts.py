@@ -81,16 +81,14 @@ class GroupedMLP(nn.Module):
         x_TD = rows.x_TD
         device = x_TD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TD.dtype
-        return kernels.grouped_mlp(
-            x_TD.to(dtype),
-            rows.weight_N,
-            rows.index,
+        experts = kernels.StackedMLP(
             up=self.up_proj.to(dtype),
             down=self.down_proj.to(dtype),
             up_bias=None if self.up_bias is None else self.up_bias.to(dtype),
             down_bias=None if self.down_bias is None else self.down_bias.to(dtype),
             activation=self.activation,
         )
+        return kernels.grouped_mlp(x_TD.to(dtype), rows.weight_N, rows.index, experts=experts)
 
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mixtura.errors import UserError
 from mixtura.kernels import cpu, reference
-from mixtura.kernels.activations import ACTIVATIONS, Activation
+from mixtura.kernels.activations import ACTIVATIONS, Activation, StackedMLP
 from mixtura.kernels.rows import RowIndex, combine_rows, gather_rows, sum_rows
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "KERNELS",
     "Activation",
     "RowIndex",
+    "StackedMLP",
     "combine_rows",
     "describe",
     "gather_rows",
@@ -74,24 +75,13 @@ def describe() -> dict[str, str]:
     }
 
 
-def grouped_mlp(
-    x_TD: Tensor,
-    weight_N: Tensor,
-    index: RowIndex,
-    *,
-    up: Tensor,
-    down: Tensor,
-    up_bias: Tensor | None = None,
-    down_bias: Tensor | None = None,
-    activation: str,
-) -> Tensor:
+def grouped_mlp(x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: StackedMLP) -> Tensor:
     """Every expert's MLP on its own rows, times the row's weight; see `reference.grouped_mlp` for the shapes.
 
     Example:
         >>> index = RowIndex(torch.tensor([0]), torch.tensor([1]), torch.tensor([[0]]), 1, True)
-        >>> one = torch.ones(1, 1, 1)
-        >>> grouped_mlp(torch.tensor([[3.0]]), torch.tensor([2.0]), index, up=one, down=one, activation="relu").tolist()
+        >>> experts = StackedMLP(up=torch.ones(1, 1, 1), down=torch.ones(1, 1, 1), activation="relu")
+        >>> grouped_mlp(torch.tensor([[3.0]]), torch.tensor([2.0]), index, experts=experts).tolist()
         [[6.0]]
     """
-    kernel = KERNELS[_forced.get() or "cpu"]
-    return kernel(x_TD, weight_N, index, up=up, down=down, up_bias=up_bias, down_bias=down_bias, activation=activation)
+    return KERNELS[_forced.get() or "cpu"](x_TD, weight_N, index, experts=experts)

@@ -1,4 +1,4 @@
-"""Activations of an expert's hidden layer, each with the derivative that a custom backward needs.
+"""What a stack of MLPs consists of: its matrices, and its activation with the derivative that a custom backward needs.
 
 A gated activation takes 2F pre-activation columns (gate half first, then up) and gives F.
 """
@@ -63,3 +63,26 @@ ACTIVATIONS: dict[str, Activation] = {
     "swiglu": _gated(_silu, _aten.silu_backward),
     "geglu": _gated(_gelu, _aten.gelu_backward),
 }
+
+
+class StackedMLP(NamedTuple):
+    """The parameters of E two-layer MLPs, stacked by expert: what every kernel of `GroupedMLP` takes.
+
+    Attributes:
+        up: (E, F, D); gated: (E, 2F, D), the gate's rows first.
+        down: (E, D, F).
+        up_bias: (E, F or 2F), or None.
+        down_bias: (E, D), or None.
+        activation: a name in `ACTIVATIONS`.
+
+    Example:
+        >>> one = torch.ones(1, 1, 1)
+        >>> StackedMLP(up=one, down=one, activation="relu").up_bias is None
+        True
+    """
+
+    up: Tensor
+    down: Tensor
+    up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+    activation: str = "relu"

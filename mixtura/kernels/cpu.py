@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mixtura.kernels.activations import ACTIVATIONS
+from mixtura.kernels.activations import ACTIVATIONS, StackedMLP
 from mixtura.kernels.layout import Layout
 from mixtura.kernels.rows import RowIndex
 
@@ -72,25 +72,16 @@ class _GroupedMLP(torch.autograd.Function):
         )
 
 
-def grouped_mlp(
-    x_TD: Tensor,
-    weight_N: Tensor,
-    index: RowIndex,
-    *,
-    up: Tensor,
-    down: Tensor,
-    up_bias: Tensor | None = None,
-    down_bias: Tensor | None = None,
-    activation: str,
-) -> Tensor:
+def grouped_mlp(x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: StackedMLP) -> Tensor:
     """`reference.grouped_mlp` with its own backward; same arguments, same result up to the order of sums.
 
     Example:
         >>> index = RowIndex(torch.tensor([0]), torch.tensor([1]), torch.tensor([[0]]), 1, True)
-        >>> one = torch.ones(1, 1, 1)
-        >>> grouped_mlp(torch.tensor([[3.0]]), torch.tensor([0.5]), index, up=one, down=one, activation="relu").tolist()
+        >>> experts = StackedMLP(up=torch.ones(1, 1, 1), down=torch.ones(1, 1, 1), activation="relu")
+        >>> grouped_mlp(torch.tensor([[3.0]]), torch.tensor([0.5]), index, experts=experts).tolist()
         [[1.5]]
     """
+    up, down, up_bias, down_bias, activation = experts
     result: Tensor = _GroupedMLP.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
         x_TD, weight_N, up, down, up_bias, down_bias, index, activation
     )

@@ -3,32 +3,22 @@
 import torch
 from torch import Tensor
 
-from mixtura.kernels.activations import ACTIVATIONS
+from mixtura.kernels.activations import ACTIVATIONS, StackedMLP
 from mixtura.kernels.rows import RowIndex, gather_rows
 
 
-def grouped_mlp(
-    x_TD: Tensor,
-    weight_N: Tensor,
-    index: RowIndex,
-    *,
-    up: Tensor,
-    down: Tensor,
-    up_bias: Tensor | None = None,
-    down_bias: Tensor | None = None,
-    activation: str,
-) -> Tensor:
+def grouped_mlp(x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: StackedMLP) -> Tensor:
     """Every expert's MLP on its own rows, times the row's weight: y_n = weight_n * MLP_e(x_token(n)).
 
-    Shapes: x_TD (T, D), weight_N (N,), up (E, F, D) or (E, 2F, D) when gated, down (E, D, F), up_bias (E, F or 2F),
-    down_bias (E, D); returns (N, D) in the dtype of `x_TD`.
+    Shapes: x_TD (T, D), weight_N (N,), experts as `StackedMLP` says; returns (N, D) in the dtype of `x_TD`.
 
     Example:
         >>> index = RowIndex(torch.tensor([0]), torch.tensor([1]), torch.tensor([[0]]), 1, True)
-        >>> one = torch.ones(1, 1, 1)
-        >>> grouped_mlp(torch.tensor([[3.0]]), torch.tensor([0.5]), index, up=one, down=one, activation="relu").tolist()
+        >>> experts = StackedMLP(up=torch.ones(1, 1, 1), down=torch.ones(1, 1, 1), activation="relu")
+        >>> grouped_mlp(torch.tensor([[3.0]]), torch.tensor([0.5]), index, experts=experts).tolist()
         [[1.5]]
     """
+    up, down, up_bias, down_bias, activation = experts
     rows = gather_rows(x_TD, index).split(index.counts_E.tolist())
     outputs = []
     for e, x in enumerate(rows):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixtura.kernels.activations import ACTIVATIONS
+from mixtura.kernels.activations import ACTIVATIONS, StackedMLP
 from mixtura.kernels.rows import RowIndex
 
 
@@ -74,16 +74,8 @@ class Operands:
 
     def run(self, kernel, index: RowIndex) -> Tensor:
         """The kernel's output."""
-        return kernel(
-            self.x,
-            self.weight,
-            index,
-            up=self.up,
-            down=self.down,
-            up_bias=self.up_bias,
-            down_bias=self.down_bias,
-            activation=self.activation,
-        )
+        experts = StackedMLP(self.up, self.down, self.up_bias, self.down_bias, self.activation)
+        return kernel(self.x, self.weight, index, experts=experts)
 
     def results(self, kernel, index: RowIndex, dy_ND: Tensor) -> dict[str, Tensor]:
         """The output and the gradient of every leaf."""
