@@ -40,8 +40,8 @@ def keep_freed_memory() -> None:
     """Let the C library keep freed memory for the next step instead of giving it back to the system.
 
     A training step allocates the same tensors again and again. By default glibc returns blocks of some hundred kB and
-    more at once, so that each step waits for thousands of fresh pages; a small mixture's cost beside a dense MLP falls by
-    a tenth without that (`python -m benchmarks.layer`). It is a setting of the whole process, so commands make it and
+    more at once, so that each step waits for thousands of fresh pages; a small mixture's cost beside a dense MLP falls
+    by a tenth without that (`python -m benchmarks.layer`). It is a setting of the whole process, so commands make it and
     importing never does. Where the C library has no such setting nothing happens.
 
     Example:
