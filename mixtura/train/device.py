@@ -41,8 +41,8 @@ def keep_freed_memory() -> None:
 
     A training step allocates the same tensors again and again. By default glibc returns blocks of some hundred kB and
     more at once, so that each step waits for thousands of fresh pages; a small mixture's cost beside a dense MLP falls
-    by a tenth without that (`python -m benchmarks.layer`). It is a setting of the whole process, so commands make it and
-    importing never does. Where the C library has no such setting nothing happens.
+    by a tenth without that (`python -m benchmarks.layer`). It is a setting of the whole process, so commands make it
+    and importing never does. Where the C library has no such setting nothing happens.
 
     Example:
         >>> keep_freed_memory()
