@@ -75,7 +75,9 @@ def describe() -> dict[str, str]:
     }
 
 
-def grouped_mlp(x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: StackedMLP) -> Tensor:
+def grouped_mlp(
+    x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: StackedMLP, keep_NF: Tensor | None = None
+) -> Tensor:
     """Every expert's MLP on its own rows, times the row's weight; see `reference.grouped_mlp` for the shapes.
 
     Example:
@@ -84,4 +86,4 @@ def grouped_mlp(x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: Sta
         >>> grouped_mlp(torch.tensor([[3.0]]), torch.tensor([2.0]), index, experts=experts).tolist()
         [[6.0]]
     """
-    return KERNELS[_forced.get() or "cpu"](x_TD, weight_N, index, experts=experts)
+    return KERNELS[_forced.get() or "cpu"](x_TD, weight_N, index, experts=experts, keep_NF=keep_NF)
