@@ -124,7 +124,8 @@ class MoE(nn.Module):
         return y_TD.view(x.shape) if y_TD.shape == x_TD.shape else y_TD.view(*tokens, -1)
 
     def _route(self, x_TD: Tensor, tokens: torch.Size, *, mask: Tensor | None, context: Tensor | None) -> Routing:
-        known: dict[str, Tensor | None] = {}
+        known: dict[str, Tensor | int | None] = {}
+        sequences = prod(tokens[:-1])
         mask_T = None if mask is None else mask.reshape(-1)
         if self.router.needs_mask:
             known["mask_T"] = mask_T
@@ -132,8 +133,10 @@ class MoE(nn.Module):
             if context is None:
                 raise UserError(f"expected context= for a {type(self.router).__name__} router, got None")
             known["context_T"] = context.reshape(x_TD.shape[0], *context.shape[len(tokens) :])
+        if self.router.needs_sequences:
+            known["sequences"] = sequences
         routing: Routing = self.router(x_TD, **known)
-        routing = replace(routing, mask_T=mask_T, sequences=prod(tokens[:-1]))
+        routing = replace(routing, mask_T=mask_T, sequences=sequences)
         if self.training and not is_recomputing():
             self.router.observe(routing)
         return routing

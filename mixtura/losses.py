@@ -54,7 +54,7 @@ def load_balance(routing: Routing) -> Tensor:
         >>> load_balance(routing).item()
         1.0
     """
-    counts_E = routing.route_counts()
+    counts_E = routing.route_counts().to(routing.probs_TE.dtype)
     share_E = counts_E / counts_E.sum().clamp(min=1)
     return counts_E.shape[0] * (share_E @ _mean_over_tokens(routing.probs_TE, routing.mask_T))
 

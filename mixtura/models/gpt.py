@@ -3,6 +3,7 @@
 Shapes here: H heads, d = D / H the width of a head, V the vocabulary.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -220,6 +221,9 @@ class GPT(nn.Module):
     Raises:
         UserError: in `forward`, a sequence longer than the context.
 
+    Warns:
+        UserWarning: a router that is not causal (`ExpertChoice`, `Soft`).
+
     Example:
         >>> GPT(GPTConfig())(torch.zeros(2, 8, dtype=torch.long)).shape
         torch.Size([2, 8, 257])
@@ -233,6 +237,7 @@ class GPT(nn.Module):
         self.config, self.recompute_interval = config, recompute_interval
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config, number) for number in range(config.layers))
+        _warn_of_the_future(self.blocks)
         self.norm = nn.RMSNorm(config.dim)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         cos, sin = _rotary_tables(config.context, config.dim // config.heads)
@@ -267,3 +272,16 @@ class GPT(nn.Module):
             cache.length += length
         logits_BLV: Tensor = self.head(self.norm(x_BLD))
         return logits_BLV
+
+
+def _warn_of_the_future(blocks: nn.ModuleList) -> None:
+    """Warn where a router lets a token's result depend on later tokens."""
+    routers = [block.feed_forward.router for block in blocks if isinstance(block.feed_forward, MoE)]
+    seeing = sorted({type(router).__name__ for router in routers if not router.is_causal})
+    if seeing:
+        # The level leads out of here and GPT.__init__, to the line that makes the model.
+        warnings.warn(
+            f"expected a causal router in a language model, got {', '.join(seeing)}: each token's result depends on "
+            "later ones, so that its loss is too good and generation differs from training; use a token-choice router",
+            stacklevel=3,
+        )

@@ -1,4 +1,4 @@
-"""The router's contract: `x_TD -> Routing`, computed in fp32 whatever the layer's dtype."""
+"""The router's contract: `x_TD -> Routing`, computed in fp32 at least, whatever the layer's dtype."""
 
 import warnings
 from collections.abc import Callable
@@ -48,6 +48,16 @@ def warn_of_constant_weight() -> None:
     )
 
 
+def widen(x: Tensor) -> Tensor:
+    """The tensor in the precision in which routers compute: at least fp32; a float64 model stays in float64.
+
+    Example:
+        >>> widen(torch.zeros(1, dtype=torch.bfloat16)).dtype, widen(torch.zeros(1, dtype=torch.float64)).dtype
+        (torch.float32, torch.float64)
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def top_k(scores_TE: Tensor, k: int) -> Tensor:
     """Indices of the k largest scores of each row, best first: int64 (T, K).
 
@@ -79,7 +89,8 @@ class GateOptions(TypedDict, total=False):
 class Router(nn.Module):
     """Base of routers: a gate that scores tokens in fp32, by default one matrix. A subclass implements `forward`.
 
-    `forward(x_TD) -> Routing`; with `needs_mask` it is also given `mask_T`, with `needs_context` also `context_T`.
+    `forward(x_TD) -> Routing`; with `needs_mask` it is also given `mask_T`, with `needs_context` `context_T`, with
+    `needs_sequences` the number of `sequences`.
 
     Args:
         dim: D, width of the tokens.
@@ -95,7 +106,8 @@ class Router(nn.Module):
         takes_k: the number of choices is an argument, and not part of the method.
         needs_mask: the choice of one token depends on the others, so that padding must be known.
         needs_context: `MoE.forward` must be given a `context`.
-        is_causal: a token's routing depends on no later token, as language models need.
+        needs_sequences: tokens of different sequences must not meet, so that their number must be known.
+        is_causal: in evaluation a token's routing depends on no later token, as language models need.
 
     Shapes:
         weight: (E, D), or None with a gate of one's own.
@@ -116,6 +128,7 @@ class Router(nn.Module):
     takes_k: ClassVar[bool] = True
     needs_mask: ClassVar[bool] = False
     needs_context: ClassVar[bool] = False
+    needs_sequences: ClassVar[bool] = False
     is_causal: ClassVar[bool] = True
     temperature: Tensor | None
 
@@ -153,14 +166,14 @@ class Router(nn.Module):
     def logits(self, x_TD: Tensor, *context: Tensor) -> Tensor:
         """The gate's scores in fp32, with jitter in training, over the temperature: (T, E)."""
         with torch.autocast(x_TD.device.type, enabled=False):
-            x_TD = x_TD.float()
+            x_TD = widen(x_TD)
             if self.jitter and self.training:
                 x_TD = x_TD * torch.empty_like(x_TD).uniform_(1 - self.jitter, 1 + self.jitter)
             if self.weight is not None:
-                logits_TE = nn.functional.linear(x_TD, self.weight.float())
+                logits_TE = nn.functional.linear(x_TD, self.weight.to(x_TD.dtype))
             else:
                 logits_TE = self._gate_logits(x_TD, *context)
-            return logits_TE if self.temperature is None else logits_TE / self.temperature.float()
+            return logits_TE if self.temperature is None else logits_TE / self.temperature.to(logits_TE.dtype)
 
     def _gate_logits(self, x_TD: Tensor, *context: Tensor) -> Tensor:
         assert self.gate is not None
@@ -170,7 +183,7 @@ class Router(nn.Module):
         if logits_TE.shape != expected:
             got = tuple(logits_TE.shape)
             raise UserError(f"expected logits of shape (T, E) = {expected} from the gate, got {got}")
-        return logits_TE.float()
+        return widen(logits_TE)
 
     def decide(self, choose: Callable[[], Tensor], *, num_tokens: int) -> Tensor:
         """What `choose` gives; in `mixtura.replay` what was recorded. Every choice of a router goes through here."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mixtura.errors import UserError
-from mixtura.routers.base import GateOptions, Router, warn_of_constant_weight
+from mixtura.routers.base import GateOptions, Router, warn_of_constant_weight, widen
 from mixtura.routing import Routing
 
 Order = Literal["softmax_topk", "topk_softmax"]
@@ -126,7 +126,7 @@ class NoisyTopK(Router):
         noisy_TE, load_TE = clean_TE, None
         if self.training:
             with torch.autocast(x_TD.device.type, enabled=False):
-                std_TE = torch.nn.functional.linear(x_TD.float(), self.noise_weight.float())
+                std_TE = torch.nn.functional.linear(widen(x_TD), widen(self.noise_weight))
                 std_TE = torch.nn.functional.softplus(std_TE) + self.noise_floor
             noisy_TE = clean_TE + torch.randn_like(clean_TE) * std_TE
             if self.k < self.num_experts:

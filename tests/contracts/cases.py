@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 import mixtura as mx
-from mixtura.routers import NoisyTopK, Router, SigmoidBias, Switch, TopK
+from mixtura.routers import Base, ExpertChoice, NoisyTopK, Router, SigmoidBias, Sinkhorn, Soft, Switch, TopK
 
 D, E = 6, 5
 
@@ -15,11 +15,14 @@ class RouterCase(NamedTuple):
     """How to make a router for (dim, num_experts, k), and what it promises.
 
     `weight_sum` gives what each token's weights must add up to, from its routing, or None where nothing is promised.
+    `mixes` says why one token's routing depends on others in evaluation too, "" where it does not; such a router
+    promises nothing of single tokens.
     """
 
     make: Callable[..., Router]
     one_choice: bool = False
     weight_sum: Callable[[mx.Routing], Tensor] | None = None
+    mixes: str = ""
 
 
 def ones(routing: mx.Routing) -> Tensor:
@@ -34,6 +37,10 @@ def chosen_probability(routing: mx.Routing) -> Tensor:
 def chosen_sigmoids(routing: mx.Routing) -> Tensor:
     expert_TK = routing.expert_N.view(routing.num_tokens, routing.choices)
     return routing.logits_TE.sigmoid().gather(-1, expert_TK).sum(-1)
+
+
+def sigmoids_or_probability(routing: mx.Routing) -> Tensor:
+    return chosen_sigmoids(routing) if routing.choices == 1 else chosen_probability(routing)
 
 
 ROUTERS: dict[str, RouterCase] = {
@@ -55,6 +62,13 @@ ROUTERS: dict[str, RouterCase] = {
     "sigmoid_bias raw": RouterCase(
         lambda dim, num_experts, k: SigmoidBias(dim, num_experts, k, renormalize=False), weight_sum=chosen_sigmoids
     ),
+    "expert_choice": RouterCase(ExpertChoice, mixes="each expert chooses among all tokens"),
+    "sinkhorn": RouterCase(Sinkhorn, weight_sum=sigmoids_or_probability),
+    "base": RouterCase(lambda dim, num_experts, k: Base(dim, num_experts), one_choice=True, weight_sum=chosen_sigmoids),
+    "soft": RouterCase(
+        lambda dim, num_experts, k: Soft(dim, num_experts, slots_per_expert=2),
+        mixes="each slot is a mean of all tokens",
+    ),
 }
 
 EXPERTS: dict[str, Callable[[int], nn.Module]] = {
@@ -69,6 +83,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "dropless": {},
     "drop": {"capacity_factor": 0.8},
     "priority": {"capacity_factor": 0.8, "policy": "priority"},
+    "reroute": {"capacity_factor": 0.8, "policy": "reroute"},
+    "reroute with room": {"capacity_factor": 1.25, "policy": "reroute"},
 }
 
 

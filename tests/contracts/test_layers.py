@@ -5,15 +5,20 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import mixtura as mx
+from mixtura.kernels import assignment, overflow
 from mixtura.routers import SigmoidBias
 from tests.contracts.cases import EXPERTS, POLICIES, ROUTERS, D, E, build
 from tests.contracts.loop import moe_loop
 
 routers = pytest.mark.parametrize("router", ROUTERS)
 experts = pytest.mark.parametrize("experts", EXPERTS)
+token_wise = pytest.mark.parametrize("router", [name for name, case in ROUTERS.items() if not case.mixes])
+mixing = pytest.mark.parametrize("router", [name for name, case in ROUTERS.items() if case.mixes])
 policies = pytest.mark.parametrize("policy", POLICIES)
 T = 17
 
@@ -135,7 +140,7 @@ def test_extremes(router, experts, policy, tokens, num, k):
     assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
 
 
-@routers
+@token_wise
 @experts
 @policies
 def test_all_tokens_to_one_expert(router, experts, policy):
@@ -149,7 +154,7 @@ def test_all_tokens_to_one_expert(router, experts, policy):
     assert x.grad.isfinite().all()
 
 
-@routers
+@token_wise
 @experts
 def test_a_nan_poisons_its_own_token_only(router, experts):
     layer, x = build(router, experts).eval(), torch.randn(T, D)
@@ -163,24 +168,48 @@ def test_a_nan_poisons_its_own_token_only(router, experts):
         assert y[token].isnan().all()
 
 
+@mixing
+def test_a_router_that_is_exempt_does_mix_tokens(router):
+    layer, x = build(router).eval(), torch.randn(T, D)
+    other = x.clone()
+    other[0] *= -2
+    assert not torch.allclose(layer(x)[1:], layer(other)[1:])
+
+
+@routers
+@policies
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_what_stands_in_the_padding_changes_nothing_and_gets_zeros(router, policy, training):
+    layer, mask = build(router, policy=policy).train(training), torch.rand(T) < 0.6
+    x, weight, results = torch.randn(T, D), torch.randn(T, D), []
+    for padding in (torch.randn(T, D), 5 * torch.randn(T, D)):
+        padded = x.where(mask.unsqueeze(-1), padding).requires_grad_()
+        y = seeded(layer, padded, mask=mask)
+        assert not y[~mask].any()
+        results.append({"y": y.detach(), **gradients(layer, padded, y, weight)})
+    assert not results[0]["x"][~mask].any()
+    assert_equal_gradients(*results)
+
+
 @routers
 @experts
 @policies
-def test_bf16_stays_close_to_fp32(router, experts, policy):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_half_precision_stays_close_to_fp32(router, experts, policy, dtype):
     exact = build(router, experts, policy)
-    rounded = copy.deepcopy(exact).bfloat16()
+    rounded = copy.deepcopy(exact).to(dtype)
     with torch.no_grad():
         for a, b in zip(exact.parameters(), rounded.parameters(), strict=True):
             a.copy_(b)  # both start from the rounded numbers, so that both route alike
-    x = torch.randn(T, D).bfloat16()
+    x = torch.randn(T, D).to(dtype)
     y = seeded(rounded, x)
-    assert y.dtype is torch.bfloat16
+    assert y.dtype is dtype
     torch.testing.assert_close(y.float(), seeded(exact, x.float()), rtol=0.05, atol=0.02)
     y.sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in rounded.parameters())
 
 
-@routers
+@token_wise
 @experts
 def test_micro_batches_accumulate_to_the_whole(router, experts):
     layer, x = build(router, experts).eval(), torch.randn(12, D)
@@ -192,6 +221,71 @@ def test_micro_batches_accumulate_to_the_whole(router, experts):
     for name, p in layer.named_parameters():
         if name in whole:
             torch.testing.assert_close(p.grad, whole[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@token_wise
+def test_losses_that_are_means_over_tokens_accumulate_too(router):
+    layer, x = build(router, losses={"z": 0.1}), torch.randn(12, D)
+    layer.router.eval()  # no noise, jitter or balance over the batch; the losses still act
+
+    def run(parts):
+        layer.zero_grad()
+        for part in parts:
+            with mx.collect_losses(layer) as losses:
+                task = layer(part).square().mean()
+            ((task + losses.total()) / len(parts)).backward()
+        return {name: p.grad.clone() for name, p in layer.named_parameters() if p.grad is not None}
+
+    assert_equal_gradients(run(x.split(4)), run([x]))
+
+
+@routers
+@pytest.mark.parametrize(
+    ("experts", "policy"),
+    [
+        *((experts, "dropless") for experts in EXPERTS),
+        *(("swiglu", policy) for policy in POLICIES if policy != "dropless"),
+    ],
+)
+def test_gradients_are_those_of_finite_differences_in_float64(router, experts, policy):
+    losses = {"load_balance": 0.1, "z": 0.1, "importance": 0.1, "load": 0.1}
+    layer = build(router, experts, policy, losses=losses).double()
+    names = dict(layer.named_parameters())
+
+    def run(x, *parameters):
+        with mx.collect_losses(layer) as collected:
+            y = seeded(torch.func.functional_call, layer, dict(zip(names, parameters, strict=True)), (x,))
+        assert y.dtype is collected.total().dtype is torch.float64
+        return y, collected.total()
+
+    x = torch.randn(5, D, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(run, (x, *names.values()), fast_mode=True)
+
+
+class Copies(nn.Module):
+    """Experts that give back their rows: what is left of the layer must not wait for a device."""
+
+    num_experts = E
+
+    def forward(self, rows):
+        return rows.scale(rows.gather())
+
+
+@routers
+@policies
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_nothing_but_the_experts_waits_for_a_device(router, policy, training, monkeypatch):
+    """A fake tensor has no values: looking at one, or at a shape made of some, is an error."""
+    for module in (assignment, overflow):
+        monkeypatch.setattr(module, "may_look", lambda x: False)  # as anywhere but on a CPU
+    losses = {"load_balance": 0.1, "z": 0.1, "importance": 0.1, "load": 0.1}
+    with FakeTensorMode():
+        layer = build(router, policy=policy, losses=losses).train(training)
+        layer.experts = Copies()
+        x = torch.empty(2, T, D, requires_grad=True)
+        for known in ({}, {"mask": torch.empty(2, T, dtype=torch.bool), "priority": torch.empty(2, T)}):
+            layer(x, **known).sum().backward()
+            assert x.grad.shape == x.shape
 
 
 @routers
