@@ -64,7 +64,9 @@ ROUTERS: dict[str, RouterCase] = {
     ),
     "expert_choice": RouterCase(ExpertChoice, mixes="each expert chooses among all tokens"),
     "sinkhorn": RouterCase(Sinkhorn, weight_sum=sigmoids_or_probability),
-    "base": RouterCase(lambda dim, num_experts, k: Base(dim, num_experts), one_choice=True, weight_sum=chosen_sigmoids),
+    "base": RouterCase(
+        lambda dim, num_experts, k: Base(dim, num_experts, rounds=8), one_choice=True, weight_sum=chosen_sigmoids
+    ),
     "soft": RouterCase(
         lambda dim, num_experts, k: Soft(dim, num_experts, slots_per_expert=2),
         mixes="each slot is a mean of all tokens",

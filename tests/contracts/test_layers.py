@@ -20,6 +20,10 @@ experts = pytest.mark.parametrize("experts", EXPERTS)
 token_wise = pytest.mark.parametrize("router", [name for name, case in ROUTERS.items() if not case.mixes])
 mixing = pytest.mark.parametrize("router", [name for name, case in ROUTERS.items() if case.mixes])
 policies = pytest.mark.parametrize("policy", POLICIES)
+# Every kind of experts and every policy, without all pairs of them.
+each_once = pytest.mark.parametrize(
+    ("experts", "policy"), [(kind, "dropless") for kind in EXPERTS] + [("swiglu", policy) for policy in [*POLICIES][1:]]
+)
 T = 17
 
 
@@ -112,8 +116,7 @@ def test_permuting_the_tokens_permutes_the_output(router, experts):
 
 
 @routers
-@experts
-@policies
+@each_once
 def test_a_seed_gives_the_same_bits_again(router, experts, policy):
     x, results = torch.randn(T, D, requires_grad=True), []
     weight = torch.randn(T, D)
@@ -126,8 +129,7 @@ def test_a_seed_gives_the_same_bits_again(router, experts, policy):
 
 
 @routers
-@experts
-@policies
+@each_once
 @pytest.mark.parametrize(("tokens", "num", "k"), [(1, E, 2), (T, 1, 1), (T, E, E), (1, 1, 1)])
 def test_extremes(router, experts, policy, tokens, num, k):
     """One token, one expert, every expert chosen."""
@@ -141,8 +143,7 @@ def test_extremes(router, experts, policy, tokens, num, k):
 
 
 @token_wise
-@experts
-@policies
+@each_once
 def test_all_tokens_to_one_expert(router, experts, policy):
     layer, x = build(router, experts, policy), torch.randn(1, D).expand(T, D).contiguous().requires_grad_()
     with mx.record(layer) as log:
@@ -192,8 +193,7 @@ def test_what_stands_in_the_padding_changes_nothing_and_gets_zeros(router, polic
 
 
 @routers
-@experts
-@policies
+@each_once
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_half_precision_stays_close_to_fp32(router, experts, policy, dtype):
     exact = build(router, experts, policy)
@@ -240,13 +240,7 @@ def test_losses_that_are_means_over_tokens_accumulate_too(router):
 
 
 @routers
-@pytest.mark.parametrize(
-    ("experts", "policy"),
-    [
-        *((experts, "dropless") for experts in EXPERTS),
-        *(("swiglu", policy) for policy in POLICIES if policy != "dropless"),
-    ],
-)
+@each_once
 def test_gradients_are_those_of_finite_differences_in_float64(router, experts, policy):
     losses = {"load_balance": 0.1, "z": 0.1, "importance": 0.1, "load": 0.1}
     layer = build(router, experts, policy, losses=losses).double()
@@ -272,8 +266,7 @@ class Copies(nn.Module):
 
 
 @routers
-@policies
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(("policy", "training"), [*((policy, True) for policy in POLICIES), ("dropless", False)])
 def test_nothing_but_the_experts_waits_for_a_device(router, policy, training, monkeypatch):
     """A fake tensor has no values: looking at one, or at a shape made of some, is an error."""
     for module in (assignment, overflow):
@@ -289,8 +282,7 @@ def test_nothing_but_the_experts_waits_for_a_device(router, policy, training, mo
 
 
 @routers
-@experts
-@policies
+@each_once
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_recomputation_changes_no_gradient_and_is_counted_once(router, experts, policy, use_reentrant):
     layer = build(router, experts, policy, losses={"load_balance": 0.1, "z": 0.1})

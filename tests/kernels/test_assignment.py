@@ -22,7 +22,7 @@ class TestBalancingPrices:
         torch.testing.assert_close(plan(score, iterations=30), torch.tensor([[2.0, 1.0], [1.0, 2.0]]) / 3)
 
     def test_one_iteration_by_hand(self):
-        # Rows of exp(score): (4, 1)/5 and (1, 1)/2; columns 1.3 and 0.7; divided by them (4/1.3, 1/0.7), (1/1.3, 1/0.7).
+        # Rows of exp(score) over their sums: (4, 1) / 5 and (1, 1) / 2, whose columns sum to 1.3 and 0.7.
         score = torch.tensor([[4.0, 1.0], [1.0, 1.0]]).log()
         expected = torch.tensor([[4 / 1.3, 1 / 0.7], [1 / 1.3, 1 / 0.7]])
         expected = expected / expected.sum(-1, keepdim=True)
@@ -47,7 +47,9 @@ class TestBalancingPrices:
         assert balancing_prices(score, iterations=20).isfinite().all()
 
     def test_all_padding_stays_finite(self):
-        assert balancing_prices(torch.randn(4, 3), iterations=9, mask_T=torch.zeros(4, dtype=torch.bool)).isfinite().all()
+        assert (
+            balancing_prices(torch.randn(4, 3), iterations=9, mask_T=torch.zeros(4, dtype=torch.bool)).isfinite().all()
+        )
 
     def test_a_temperature_scales_scores_and_prices(self):
         score = torch.randn(20, 4)
@@ -76,7 +78,11 @@ class TestAuction:
 
     @pytest.mark.parametrize("warm", [True, False])
     @given(
-        st.integers(1, 40), st.integers(1, 6), st.integers(0, 2**20), st.sampled_from([0.5, 0.05]), st.sampled_from([0, 4])
+        st.integers(1, 40),
+        st.integers(1, 6),
+        st.integers(0, 2**20),
+        st.sampled_from([0.5, 0.05]),
+        st.sampled_from([0, 4]),
     )
     @settings(max_examples=60)
     def test_within_epsilon_of_the_hungarian_method(self, warm, tokens, experts, seed, epsilon, skew):

@@ -42,8 +42,7 @@ def test_the_first_served_gets_the_last_place():
 
 
 def test_a_later_one_does_not_take_an_earlier_ones_second_wish():
-    # Token 0 wants expert 0, which token 2's better claim does not touch; token 1 is refused by 0 and wants 1 next,
-    # before token 2, whose first wish 1 is.
+    # Token 1 finds expert 0 taken and gets expert 1, its second wish, before token 2 is asked, whose first wish it is.
     score = [[0.9, 0.1, 0.0], [0.8, 0.2, 0.0], [0.0, 0.9, 0.1]]
     assert run([True] * 3, [0, 1, 2], score=score, held=[[]] * 3, free=[1, 1, 1]) == [0, 1, 2]
 

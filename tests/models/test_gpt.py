@@ -60,6 +60,22 @@ class TestCausality:
         torch.testing.assert_close(model(ids)[1:2], model(ids[1:2]), rtol=1e-5, atol=1e-5)
 
 
+class TestRoutersThatSeeTheFuture:
+    @pytest.mark.parametrize(("router", "k"), [("expert_choice", 2), ("soft", 4)])
+    def test_are_warned_of(self, router, k):
+        with pytest.warns(UserWarning, match="expected a causal router in a language model, got (ExpertChoice|Soft):"):
+            model = make_model(k=k, router=router)
+        ids = tokens(2, 8)
+        other = torch.cat([ids[:, :7], (ids[:, 7:] + 1) % TINY.vocab_size], dim=1)
+        assert not torch.allclose(model(ids)[:, :7], model(other)[:, :7], atol=1e-7)  # the warning is right
+
+    @pytest.mark.parametrize("router", ["sinkhorn", "base"])
+    def test_balance_in_training_alone_is_no_future_in_evaluation(self, router):
+        model, ids = make_model(k=1, router=router).eval(), tokens(2, 8)
+        other = torch.cat([ids[:, :7], (ids[:, 7:] + 1) % TINY.vocab_size], dim=1)
+        torch.testing.assert_close(model(ids)[:, :7], model(other)[:, :7])
+
+
 class TestCache:
     @mixtures
     @pytest.mark.parametrize("prompt", [1, 5, 12])
