@@ -11,6 +11,7 @@ from mixtura.layer import MoE, SharedGate
 from mixtura.pooling import Pooling
 from mixtura.routers import ROUTERS
 from mixtura.routers.base import Router
+from mixtura.routers.dialects import from_gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +23,11 @@ class MoEConfig:
         hidden: F of each expert.
         num_experts: E.
         k: experts per token; None: the router's own (2 for most).
-        router: a name in `mixtura.routers.ROUTERS`.
+        router: a name in `mixtura.routers.ROUTERS`; None: "topk", or what `gate` says.
         router_options: further arguments of that router.
+        gate: in place of `router`, a gate as FastMoE and Paddle write it: `{"type": "gshard", "top_k": 2}`, with the
+            papers' meaning; see `mixtura.routers.dialects.from_gate`.
+        dialect: "fastmoe" or "paddle": `gate` exactly as that library has it, its differences to the papers included.
         activation: see `GroupedMLP`.
         bias: see `GroupedMLP`.
         dropout: see `GroupedMLP`.
@@ -47,8 +51,10 @@ class MoEConfig:
     hidden: int
     num_experts: int
     k: int | None = None
-    router: str = "topk"
+    router: str | None = None
     router_options: Mapping[str, Any] = field(default_factory=dict)
+    gate: Mapping[str, Any] | None = None
+    dialect: str | None = None
     activation: str = "swiglu"
     bias: bool = False
     dropout: float = 0.0
@@ -65,7 +71,8 @@ class MoEConfig:
         """Make the layer.
 
         Raises:
-            UserError: whatever a part refuses; an unknown router; a k that the router cannot have.
+            UserError: whatever a part refuses; an unknown router; a k that the router cannot have; a gate beside a
+                router; a dialect without a gate.
         """
         shared = None
         if self.shared_hidden:
@@ -91,12 +98,19 @@ class MoEConfig:
         )
 
     def _build_router(self) -> Router:
-        if self.router not in ROUTERS:
-            raise UserError(f"expected a router among {sorted(ROUTERS)}, got {self.router!r}")
-        kind, options = ROUTERS[self.router], dict(self.router_options)
+        if self.gate is not None:
+            if self.router is not None or self.router_options:
+                raise UserError(f"expected gate or router, got both; router={self.router!r}; options go into the gate")
+            return from_gate(self.gate, dim=self.dim, num_experts=self.num_experts, k=self.k, dialect=self.dialect)
+        if self.dialect is not None:
+            raise UserError(f"expected a dialect with a gate, got dialect={self.dialect!r} and no gate")
+        name = "topk" if self.router is None else self.router
+        if name not in ROUTERS:
+            raise UserError(f"expected a router among {sorted(ROUTERS)}, got {name!r}")
+        kind, options = ROUTERS[name], dict(self.router_options)
         if self.k is not None and kind.takes_k:
             options["k"] = self.k
         router = kind(self.dim, self.num_experts, **options)
         if self.k is not None and router.k != self.k:
-            raise UserError(f"expected k={router.k} with router={self.router!r}, got k={self.k}; leave k out")
+            raise UserError(f"expected k={router.k} with router={name!r}, got k={self.k}; leave k out")
         return router
