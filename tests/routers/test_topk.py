@@ -8,19 +8,13 @@ from torch import nn
 
 from mixtura import UserError
 from mixtura.routers.topk import NoisyTopK, Switch, TopK
+from tests.routers.tables import with_logits
 
 
 def table(routing):
     """Weights as a (T, E) matrix: zero where a token does not go."""
     weights = torch.zeros(routing.num_tokens, routing.num_experts)
     return weights.index_put((routing.token_N, routing.expert_N), routing.weight_N, accumulate=True)
-
-
-def with_logits(router, logits):
-    """Make the router's matrix such that the tokens, an identity matrix, get these logits."""
-    with torch.no_grad():
-        router.weight.copy_(torch.tensor(logits).T)
-    return router(torch.eye(len(logits)))
 
 
 LOGITS = [[2.0, 0.0, 1.0], [-1.0, 3.0, 0.0], [0.0, 0.5, 4.0]]
