@@ -7,16 +7,16 @@ Example:
 
 from mixtura.routers.annealing import Annealing
 from mixtura.routers.base import Router, check_router, set_temperature, top_k
+from mixtura.routers.cosine import CosineGate
 from mixtura.routers.dense import Dense, Hard
 from mixtura.routers.dialects import GShardGate, NaiveGate, SwitchGate
-from mixtura.routers.gate import CosineGate, Gate
 from mixtura.routers.gshard import GShard
 from mixtura.routers.hash import Hash, Random
 from mixtura.routers.hierarchical import Hierarchical
 from mixtura.routers.null import NullExperts
 from mixtura.routers.sigmoid import SigmoidBias, update_biases
 from mixtura.routers.top_p import TopP
-from mixtura.routers.topk import NoisyTopK, Switch, TopK
+from mixtura.routers.topk import Gate, NoisyTopK, Switch, TopK
 
 __all__ = [
     "ROUTERS",

@@ -1,4 +1,4 @@
-"""The router's contract: `x_TD -> Routing`, computed in fp32 whatever the layer's dtype."""
+"""The router's contract: `x_TD -> Routing`, computed in fp32 at least, whatever the layer's dtype."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -50,6 +50,16 @@ def warn_of_constant_weight() -> None:
     )
 
 
+def widen(x: Tensor) -> Tensor:
+    """The tensor in the precision in which routers compute: at least fp32; a float64 model stays in float64.
+
+    Example:
+        >>> widen(torch.zeros(1, dtype=torch.bfloat16)).dtype, widen(torch.zeros(1, dtype=torch.float64)).dtype
+        (torch.float32, torch.float64)
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def top_k(scores_TE: Tensor, k: int) -> Tensor:
     """Indices of the k largest scores of each row, best first: int64 (T, K).
 
@@ -63,6 +73,17 @@ def top_k(scores_TE: Tensor, k: int) -> Tensor:
     if k == 1:
         return scores_TE.max(-1, keepdim=True).indices
     return scores_TE.topk(k, dim=-1).indices
+
+
+def both_choices(logits_TE: Tensor, expert_TK: Tensor) -> Tensor:
+    """Put the best other expert in place of a choice that was given up, whose score still counts: int64 (T, K).
+
+    Example:
+        >>> both_choices(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([[0, -1]])).tolist()
+        [[0, 2]]
+    """
+    chosen_T1 = expert_TK.max(-1, keepdim=True).values.clamp(min=0)
+    return expert_TK.where(expert_TK >= 0, top_k(logits_TE.scatter(1, chosen_T1, -torch.inf), 1))
 
 
 class GateOptions(TypedDict, total=False):
@@ -196,28 +217,27 @@ class Router(nn.Module):
     def clean_logits(self, x_TD: Tensor, *context: Tensor) -> Tensor:
         """The gate's scores in fp32, with jitter in training, over the temperature, before any noise: (T, E)."""
         with torch.autocast(x_TD.device.type, enabled=False):
-            x_TD = x_TD.float()
+            x_TD = widen(x_TD)
             if self.jitter and self.training:
                 x_TD = x_TD * torch.empty_like(x_TD).uniform_(1 - self.jitter, 1 + self.jitter)
             if self.weight is not None:
-                logits_TE = nn.functional.linear(x_TD, self.weight.float())
+                logits_TE = nn.functional.linear(x_TD, self.weight.to(x_TD.dtype))
             else:
                 logits_TE = self._gate_logits(x_TD, *context)
-            return logits_TE if self.temperature is None else logits_TE / self.temperature.float()
+            return logits_TE if self.temperature is None else logits_TE / self.temperature.to(logits_TE.dtype)
 
     def _gate_logits(self, x_TD: Tensor, *context: Tensor) -> Tensor:
         assert self.gate is not None
         tensors = dict(self.gate.named_parameters())
-        half = {name: p.float() for name, p in tensors.items() if p.dtype in (torch.bfloat16, torch.float16)}
-        dtype = next((p.dtype for p in tensors.values() if p.dtype is torch.float64), torch.float32)
-        arguments = (x_TD.to(dtype), *context)
+        half = {name: widen(p) for name, p in tensors.items() if p.dtype in (torch.bfloat16, torch.float16)}
+        arguments = (x_TD, *context)
         # A gate kept in half precision computes in fp32 all the same, as the matrix does.
         logits_TE = torch.func.functional_call(self.gate, half, arguments) if half else self.gate(*arguments)
         expected = (x_TD.shape[0], self.num_logits)
         got = tuple(logits_TE.shape) if isinstance(logits_TE, Tensor) else type(logits_TE).__name__
         if got != expected:
             raise UserError(f"expected logits of shape (T, E) = {expected} from the gate, got {got}")
-        result: Tensor = logits_TE.float()
+        result: Tensor = widen(logits_TE)
         return result
 
     def decide(self, choose: Callable[[], Tensor], *, num_tokens: int) -> Tensor:

@@ -4,17 +4,14 @@ Where they differ from the papers, so do these: use `TopK`, `GShard` and `Switch
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mixtura.errors import UserError
 from mixtura.kernels.grouping import group, keep_first
-from mixtura.routers.base import Router
-from mixtura.routers.gshard import GShard, both_choices
-from mixtura.routers.topk import Switch, TopK
+from mixtura.routers.base import Router, both_choices, widen
 from mixtura.routing import Routing
 
 Dialect = Literal["fastmoe", "paddle"]
@@ -60,7 +57,7 @@ class NaiveGate(Router):
 
     def clean_logits(self, x_TD: Tensor, *context: Tensor) -> Tensor:
         """The matrix and its bias in fp32: (T, E)."""
-        return super().clean_logits(x_TD, *context) + self.bias.float()
+        return super().clean_logits(x_TD, *context) + widen(self.bias)
 
     def forward(self, x_TD: Tensor) -> Routing:
         """Route the tokens: (T, D) -> Routing with K choices each."""
@@ -85,7 +82,7 @@ class GShardGate(NaiveGate):
     An expert takes floor(ceil(c T) K / E) assignments in FastMoE and ceil(c T) in Paddle, where c is `capacity`, for
     training and for evaluation. Then, in both modes, a second choice is given up where 2 s < u with u from U(0, 1);
     s is its score, in Paddle thus a raw logit. It has used up its place all the same. The weights of what is left stay
-    as they were. Paddle's loss is "gshard_all_choices", FastMoE's "gshard".
+    as they were. The losses are "fastmoe_gshard" and "paddle_gshard".
 
     Args:
         dim: D.
@@ -145,7 +142,7 @@ class SwitchGate(NaiveGate):
     """The most probable expert, weighted by its probability; full experts drop in token order.
 
     In training U[1 - eps, 1 + eps] is *added* to the logits (the paper multiplies the input). An expert takes
-    ceil(c T / E) tokens in FastMoE and ceil(c T) in Paddle. The loss of both is "switch_kept".
+    ceil(c T / E) tokens in FastMoE and ceil(c T) in Paddle. The loss of both is "switch_gate".
 
     Args:
         dim: D.
@@ -217,47 +214,6 @@ def prune(expert_TK: Tensor, *, num_experts: int, capacity: int, mask_T: Tensor 
     is_kept_N = torch.arange(order_N.shape[0], device=order_N.device) < counts_E.sum()
     is_kept_N = torch.empty_like(is_kept_N).scatter_(0, order_N, is_kept_N)
     return expert_TK.where(is_kept_N.view_as(expert_TK), -1)
-
-
-def from_gate(
-    gate: Mapping[str, Any], *, dim: int, num_experts: int, k: int | None = None, dialect: str | None = None
-) -> Router:
-    """The router that a gate dict of those libraries asks for: `{"type": "gshard", "top_k": 2}`.
-
-    Args:
-        gate: "type": "naive", "gshard" or "switch"; "top_k": K, or the type's own; what else there is are arguments of
-            the router, "dialect" among them.
-        dim: D.
-        num_experts: E.
-        k: must agree with "top_k"; None: as the dict says.
-        dialect: None or "paper": `TopK`, `GShard`, `Switch`, as the papers have them; "fastmoe" or "paddle": theirs.
-
-    Raises:
-        UserError: an unknown type or dialect, a "top_k" that the type cannot have or that differs from `k`.
-
-    Example:
-        >>> from_gate({"type": "naive", "top_k": 3}, dim=8, num_experts=4, dialect="paddle")
-        NaiveGate(dim=8, num_experts=4, k=3, dialect=paddle)
-        >>> from_gate({"type": "switch"}, dim=8, num_experts=4)
-        Switch(dim=8, num_experts=4, k=1)
-    """
-    options: dict[str, Any] = {"dialect": dialect, "top_k": k, **gate}
-    kind, dialect, top_k = options.pop("type", None), options.pop("dialect"), options.pop("top_k")
-    kinds = {"naive": (TopK, NaiveGate), "gshard": (GShard, GShardGate), "switch": (Switch, SwitchGate)}
-    if kind not in kinds:
-        raise UserError(f"expected a gate with a type among {', '.join(kinds)}, got {kind!r}")
-    if dialect not in (None, "paper", *get_args(Dialect)):
-        raise UserError(f"expected a dialect among paper, {', '.join(get_args(Dialect))}, got {dialect!r}")
-    if k is not None and top_k != k:
-        raise UserError(f"expected one number of choices, got k={k} and top_k={top_k} in the gate")
-    if dialect not in (None, "paper"):
-        options["dialect"] = dialect
-    if kind == "naive":
-        options["k"] = 2 if top_k is None else top_k
-    elif top_k not in (None, 2 if kind == "gshard" else 1):
-        raise UserError(f"expected top_k={2 if kind == 'gshard' else 1} with a {kind} gate, got {top_k}")
-    router: Router = kinds[kind]["dialect" in options](dim, num_experts, **options)
-    return router
 
 
 def _check_capacity(capacity: tuple[float, float]) -> tuple[float, float]:

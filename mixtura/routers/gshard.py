@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mixtura.errors import UserError
-from mixtura.routers.base import GateOptions, Router, top_k
+from mixtura.routers.base import GateOptions, Router, both_choices, top_k
 from mixtura.routing import Routing
 
 When = Literal["training", "always", "never"]
@@ -66,17 +66,6 @@ class GShard(Router):
             x_TD, expert_TK, weight_TK, logits_TE=logits_TE, probs_TE=probs_TE, partial=is_random and self.k > 1
         )
         return replace(routing, by_rank=True)
-
-
-def both_choices(logits_TE: Tensor, expert_TK: Tensor) -> Tensor:
-    """Put the best other expert in place of a choice that was given up, whose score still counts: int64 (T, K).
-
-    Example:
-        >>> both_choices(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([[0, -1]])).tolist()
-        [[0, 2]]
-    """
-    chosen_T1 = expert_TK.max(-1, keepdim=True).values.clamp(min=0)
-    return expert_TK.where(expert_TK >= 0, top_k(logits_TE.scatter(1, chosen_T1, -torch.inf), 1))
 
 
 def _normalised(probs_TE: Tensor, expert_TK: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mixtura.errors import UserError
-from mixtura.routers.base import Router
+from mixtura.routers.base import Router, widen
 from mixtura.routing import Routing
 
 
@@ -75,8 +75,8 @@ class Hash(Router):
         """Route the tokens by their ids: (T, D), int (T,) -> Routing with K choices each."""
         ids_T = _check_ids(context_T, num_tokens=x_TD.shape[0])
         expert_TK = self.decide(lambda: self.table[ids_T % self.vocab_size], num_tokens=x_TD.shape[0])
-        weight_TK = torch.full(expert_TK.shape, 1 / self.k, device=x_TD.device)
-        logits_TE = torch.zeros(x_TD.shape[0], self.num_experts, device=x_TD.device)
+        logits_TE = _no_logits(x_TD, num_experts=self.num_experts)
+        weight_TK = logits_TE.new_full(expert_TK.shape, 1 / self.k)
         probs_TE = logits_TE.scatter(1, expert_TK, weight_TK)
         return self.routing(x_TD, expert_TK, weight_TK, logits_TE=logits_TE, probs_TE=probs_TE)
 
@@ -108,11 +108,15 @@ class Random(Router):
 
     def forward(self, x_TD: Tensor) -> Routing:
         """Route the tokens: (T, D) -> Routing with K choices each."""
-        logits_TE = torch.zeros(x_TD.shape[0], self.num_experts, device=x_TD.device)
+        logits_TE = _no_logits(x_TD, num_experts=self.num_experts)
         # The K largest of E equal draws are a uniform choice of K different experts, in a uniform order.
         expert_TK = self.top_k(torch.rand_like(logits_TE))
-        weight_TK = torch.full(expert_TK.shape, 1 / self.k, device=x_TD.device)
+        weight_TK = logits_TE.new_full(expert_TK.shape, 1 / self.k)
         return self.routing(x_TD, expert_TK, weight_TK, logits_TE=logits_TE, probs_TE=logits_TE.softmax(-1))
+
+
+def _no_logits(x_TD: Tensor, *, num_experts: int) -> Tensor:
+    return x_TD.new_zeros(x_TD.shape[0], num_experts, dtype=widen(x_TD[:0]).dtype)
 
 
 def _vocab_size(vocab_size: int | None, frequencies: Sequence[float] | None) -> int:

@@ -95,7 +95,7 @@ class Hierarchical(Router):
 
     def _weights(self, levels: Sequence[Tensor], leaf_TK: Tensor) -> Tensor:
         """The product of the gates on each leaf's path: (T, K)."""
-        weight_TK, below = torch.ones_like(leaf_TK, dtype=torch.float32), self.num_experts
+        weight_TK, below = torch.ones_like(leaf_TK, dtype=levels[0].dtype), self.num_experts
         for logits_TPb in levels:
             below //= logits_TPb.shape[-1]
             node_TK = leaf_TK // below

@@ -68,7 +68,8 @@ class NullExperts(nn.Module):
             weight_TK: float32, the weights.
         """
         with torch.autocast(x_TD.device.type, enabled=False):
-            x_TD = x_TD.float()
+            dtype = weight_TK.dtype  # the router's: at least fp32
+            x_TD = x_TD.to(dtype)
             weight_TJ = weight_TK.new_zeros(x_TD.shape[0], self.count + 1)
             weight_TJ = weight_TJ.scatter_add(1, null_TK.where(null_TK >= 0, self.count), weight_TK)
             _, copy_TJ, constant_TJ, _ = weight_TJ.split([self.zero, self.copy, self.constant, 1], dim=1)
@@ -76,9 +77,9 @@ class NullExperts(nn.Module):
             if self.vector is None or self.mix is None:
                 copied_TD: Tensor = share_T * x_TD
                 return copied_TD
-            mix_2TJ = torch.einsum("td,ajd->atj", x_TD, self.mix.float()).softmax(0)
+            mix_2TJ = torch.einsum("td,ajd->atj", x_TD, self.mix.to(dtype)).softmax(0)
             share_T = share_T + (constant_TJ * mix_2TJ[0]).sum(1, keepdim=True)
-            y_TD: Tensor = share_T * x_TD + (constant_TJ * mix_2TJ[1]) @ self.vector.float()
+            y_TD: Tensor = share_T * x_TD + (constant_TJ * mix_2TJ[1]) @ self.vector.to(dtype)
             return y_TD
 
     def extra_repr(self) -> str:

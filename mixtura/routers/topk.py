@@ -1,12 +1,12 @@
-"""Token choice by a softmax: TopK, and Switch as TopK with one choice."""
+"""Token choice by a softmax: TopK; Gate and Switch as TopK with another gate or one choice; noise that is learned."""
 
 from typing import Literal, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixtura.errors import UserError
-from mixtura.routers.base import GateOptions, Router, warn_of_constant_weight
+from mixtura.routers.base import GateOptions, Router, warn_of_constant_weight, widen
 from mixtura.routing import Routing
 
 Order = Literal["softmax_topk", "topk_softmax"]
@@ -75,6 +75,52 @@ class TopK(Router):
         return self.routing(x_TD, expert_TK, weight_TK, logits_TE=clean_TE, probs_TE=clean_probs_TE, load_TE=load_TE)
 
 
+class Gate(TopK):
+    """`TopK` over the logits of any module (T, D) -> (T, E): an MLP with dropout, a cosine gate, a gate per task.
+
+    Every other router takes such a module too, as its argument `gate`.
+
+    Args:
+        module: the gate. With `needs_context` it is called as `module(x_TD, context_T)`.
+        dim: D.
+        num_experts: E.
+        k: K.
+        order: see `TopK`.
+        renormalize: see `TopK`.
+        needs_context: hand the gate what `MoE.forward` was given as `context`, a task number for instance.
+        options: see `Router`.
+
+    Raises:
+        UserError: see `TopK`; in `forward`, logits of another shape than (T, E).
+
+    Example:
+        >>> mlp = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 4))
+        >>> Gate(mlp, dim=8, num_experts=4, k=2)(torch.randn(3, 8)).choices
+        2
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        dim: int,
+        num_experts: int,
+        k: int = 2,
+        order: Order = "topk_softmax",
+        renormalize: bool = False,
+        needs_context: bool = False,
+        **options: Unpack[GateOptions],
+    ) -> None:
+        options["gate"] = module
+        super().__init__(dim, num_experts, k, order=order, renormalize=renormalize, **options)
+        self.needs_context = needs_context
+
+    def forward(self, x_TD: Tensor, *, context_T: Tensor | None = None) -> Routing:
+        """Route the tokens: (T, D) -> Routing with K choices each."""
+        context = () if context_T is None else (context_T,)
+        return self._choose(x_TD, self.clean_logits(x_TD, *context))
+
+
 class Switch(TopK):
     """Each token goes to its best expert, weighted by that expert's probability.
 
@@ -137,7 +183,7 @@ class NoisyTopK(Router):
         noisy_TE, load_TE = clean_TE, None
         if self.training:
             with torch.autocast(x_TD.device.type, enabled=False):
-                std_TE = torch.nn.functional.linear(x_TD.float(), self.noise_weight.float())
+                std_TE = torch.nn.functional.linear(widen(x_TD), widen(self.noise_weight))
                 std_TE = torch.nn.functional.softplus(std_TE) + self.noise_floor
             noisy_TE = clean_TE + torch.randn_like(clean_TE) * std_TE
             if self.k < self.num_experts:

@@ -1,12 +1,13 @@
 """The gates of FastMoE and Paddle, by hand: weights, capacities, what is dropped in which order, noise."""
 
+import dataclasses
+
 import pytest
 import torch
 
 import mixtura as mx
-from mixtura import UserError
-from mixtura.routers import GShard, Switch, TopK
-from mixtura.routers.dialects import GShardGate, NaiveGate, SwitchGate, from_gate, prune
+from mixtura import UserError, losses
+from mixtura.routers.dialects import GShardGate, NaiveGate, SwitchGate, prune
 from tests.routers.tables import rows, with_logits
 
 LOGITS = [[2.0, 0.5, 1.0], [-1.0, 3.0, 0.0]]
@@ -131,60 +132,48 @@ def test_pruning_nothing_and_everything():
     assert prune(expert_TK[:0], num_experts=3, capacity=2).shape == (0, 2)
 
 
-class TestGateDicts:
-    @pytest.mark.parametrize(
-        ("gate", "dialect", "kind"),
-        [
-            ({"type": "naive", "top_k": 3}, None, TopK),
-            ({"type": "gshard", "top_k": 2}, None, GShard),
-            ({"type": "switch", "top_k": 1}, "paper", Switch),
-            ({"type": "naive"}, "paddle", NaiveGate),
-            ({"type": "gshard"}, "fastmoe", GShardGate),
-            ({"type": "switch", "dialect": "paddle"}, None, SwitchGate),
-        ],
-    )
-    def test_what_they_build(self, gate, dialect, kind):
-        router = mx.MoEConfig(dim=4, hidden=4, num_experts=4, gate=gate, dialect=dialect).build().router
-        assert type(router) is kind
-        assert router.k == gate.get("top_k", {"naive": 2, "gshard": 2, "switch": 1}[gate["type"]])
-        assert getattr(router, "dialect", None) == gate.get("dialect", None if dialect == "paper" else dialect)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: NaiveGate(4, 4, dialect="tutel"), "expected a dialect among fastmoe, paddle, got 'tutel'"),
+        (lambda: GShardGate(4, 4, capacity=(0, 1)), r"expected capacity above 0 .* got \(0, 1\)"),
+        (lambda: SwitchGate(4, 4, switch_eps=1.0), "expected 0 <= switch_eps < 1, got 1.0"),
+    ],
+)
+def test_bad_input(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
 
-    def test_the_papers_naive_gate_is_a_softmax_over_the_chosen(self):
-        assert from_gate({"type": "naive"}, dim=4, num_experts=4).order == "topk_softmax"
 
-    def test_other_keys_are_arguments_of_the_router(self):
-        gate = {"type": "gshard", "capacity": (1.0, 2.0), "random_routing": False}
-        router = from_gate(gate, dim=4, num_experts=4, dialect="paddle")
-        assert (router.capacity, router.random_routing) == ((1.0, 2.0), False)
+class TestLosses:
+    """By hand, from 5 tokens alike: p of expert 0 and 1, E = 4."""
 
-    @pytest.mark.parametrize(
-        ("changed", "message"),
-        [
-            ({"gate": {"type": "soft"}}, "expected a gate with a type among naive, gshard, switch, got 'soft'"),
-            ({"gate": {}}, "among naive, gshard, switch, got None"),
-            ({"gate": {"type": "gshard", "top_k": 3}}, "expected top_k=2 with a gshard gate, got 3"),
-            ({"gate": {"type": "switch", "top_k": 2}}, "expected top_k=1 with a switch gate, got 2"),
-            ({"gate": {"type": "naive", "top_k": 5}}, "expected 1 <= k <= num_experts, got k=5"),
-            ({"dialect": "tutel"}, "expected a dialect among paper, fastmoe, paddle, got 'tutel'"),
-            ({"router": "topk"}, "expected gate or router, got both; router='topk'"),
-            ({"router_options": {"jitter": 0.1}}, "options go into the gate"),
-            ({"k": 1}, "expected one number of choices, got k=1 and top_k=2 in the gate"),
-            ({"gate": None, "dialect": "paddle"}, "expected a dialect with a gate, got dialect='paddle' and no gate"),
-        ],
-    )
-    def test_what_they_refuse(self, changed, message):
-        options = {"dim": 4, "hidden": 4, "num_experts": 4, "gate": {"type": "naive", "top_k": 2}, **changed}
-        with pytest.raises(UserError, match=message):
-            mx.MoEConfig(**options).build()
+    P = torch.tensor(ALIKE[0]).softmax(-1).tolist()
 
-    @pytest.mark.parametrize(
-        ("make", "message"),
-        [
-            (lambda: NaiveGate(4, 4, dialect="tutel"), "expected a dialect among fastmoe, paddle, got 'tutel'"),
-            (lambda: GShardGate(4, 4, capacity=(0, 1)), r"expected capacity above 0 .* got \(0, 1\)"),
-            (lambda: SwitchGate(4, 4, switch_eps=1.0), "expected 0 <= switch_eps < 1, got 1.0"),
-        ],
-    )
-    def test_bad_routers(self, make, message):
-        with pytest.raises(UserError, match=message):
-            make()
+    def test_switch_counts_kept_tokens_only(self):
+        # FastMoE keeps 3 of 5 in evaluation: f = (1, 0, 0, 0), P_0 = 5 p_0 / 3.
+        routing = with_logits(SwitchGate(5, 4).eval(), ALIKE)
+        assert losses.switch_gate(routing).item() == pytest.approx(4 * 5 * self.P[0] / 3)
+
+    def test_fastmoes_gshard_counts_first_choices_before_they_are_dropped(self):
+        routing = with_logits(GShardGate(5, 4, random_routing=False), ALIKE)
+        assert (routing.expert_N < 0).sum() == 4
+        assert losses.fastmoe_gshard(routing).item() == pytest.approx(4 * self.P[0])
+
+    def test_paddles_gshard_counts_all_choices(self):
+        routing = with_logits(GShardGate(5, 4, dialect="paddle"), ALIKE)
+        assert losses.paddle_gshard(routing).item() == pytest.approx(4 * (self.P[0] + self.P[1]))
+
+    @pytest.mark.parametrize("name", ["switch_gate", "fastmoe_gshard", "paddle_gshard"])
+    def test_padding_counts_nowhere(self, name):
+        routing = with_logits(NaiveGate(5, 4), [[3.0, 1.0, 0.0, -1.0]] * 3 + [[0.0, 0.0, 5.0, 9.0]] * 2)
+        mask_T = torch.tensor([True, True, True, False, False])
+        alone = with_logits(NaiveGate(3, 4), ALIKE[:3])
+        masked = losses.LOSSES[name](dataclasses.replace(routing, mask_T=mask_T))
+        torch.testing.assert_close(masked, losses.LOSSES[name](alone))
+
+    def test_a_layer_takes_them_by_name(self):
+        gate = {"type": "switch", "dialect": "fastmoe"}
+        layer = mx.MoEConfig(dim=4, hidden=4, num_experts=3, gate=gate, losses={"switch_gate": 0.1}).build()
+        layer(torch.randn(9, 4)).sum().backward()
+        assert layer.router.weight.grad.isfinite().all()

@@ -6,7 +6,8 @@ import torch
 import mixtura as mx
 from mixtura import UserError
 from mixtura.dispatch import dispatch
-from mixtura.routers.gshard import GShard, both_choices
+from mixtura.routers.base import both_choices
+from mixtura.routers.gshard import GShard
 from tests.routers.tables import of_probs, rows
 
 PROBS = [[0.6, 0.3, 0.1], [0.1, 0.1001, 0.7999], [0.45, 0.5, 0.05]]

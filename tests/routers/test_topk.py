@@ -76,6 +76,45 @@ class TestTopK:
             Switch(4, 2)
 
 
+class TestNoise:
+    """V-MoE: TOP_k(softmax(Wx + noise)), not renormalised."""
+
+    def routed(self, order="softmax_topk"):
+        router, x_TD = TopK(6, 4, 2, order=order, noise="1/E", init_std=0.5), torch.randn(7, 6)
+        clean = x_TD @ router.weight.T
+        state = torch.get_rng_state()
+        routing = router(x_TD)
+        torch.set_rng_state(state)
+        return routing, clean, clean + 0.25 * torch.randn(7, 4)
+
+    def test_choice_and_weights_follow_the_noisy_logits_and_the_losses_the_clean_ones(self):
+        routing, clean, noisy = self.routed()
+        best = noisy.softmax(-1).topk(2)
+        assert torch.equal(routing.expert_N, best.indices.flatten())
+        torch.testing.assert_close(routing.weight_N, best.values.flatten())
+        torch.testing.assert_close(routing.logits_TE, clean)
+        torch.testing.assert_close(routing.probs_TE, clean.softmax(-1))
+
+    def test_softmax_over_the_chosen(self):
+        routing, _, noisy = self.routed("topk_softmax")
+        torch.testing.assert_close(routing.weight_N, noisy.topk(2).values.softmax(-1).flatten())
+
+    def test_the_load_is_the_chance_to_pass_the_kth_noisy_logit(self):
+        routing, clean, noisy = self.routed()
+        for t in range(7):
+            threshold = sorted(noisy[t].tolist())[-2]
+            for e in range(4):
+                z = (clean[t, e].item() - threshold) / 0.25
+                expected = 0.5 * (1 + torch.erf(torch.tensor(z / 2**0.5)).item())
+                assert routing.load_TE[t, e].item() == pytest.approx(expected, abs=1e-5)
+
+    def test_neither_noise_nor_load_in_evaluation_or_where_all_are_chosen(self):
+        router, x_TD = TopK(6, 4, 2, noise=0.5).eval(), torch.randn(7, 6)
+        assert torch.equal(router(x_TD).weight_N, router(x_TD).weight_N)
+        assert router(x_TD).load_TE is None
+        assert TopK(6, 4, 4, noise=0.5)(x_TD).load_TE is None
+
+
 class TestSwitch:
     def test_the_weight_is_the_probability_of_the_argmax(self):
         routing = with_logits(Switch(3, 3), LOGITS)

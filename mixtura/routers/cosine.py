@@ -1,61 +1,12 @@
-"""Gates of one's own: any module that gives logits, and the cosine gate as one of them."""
+"""A gate that scores by angle: a module for any router's `gate`."""
 
 import math
-from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from mixtura.errors import UserError
-from mixtura.routers.base import GateOptions, check_router
-from mixtura.routers.topk import Order, TopK
-from mixtura.routing import Routing
-
-
-class Gate(TopK):
-    """`TopK` over the logits of any module (T, D) -> (T, E): an MLP with dropout, a cosine gate, a gate per task.
-
-    Every other router takes such a module too, as its argument `gate`.
-
-    Args:
-        module: the gate. With `needs_context` it is called as `module(x_TD, context_T)`.
-        dim: D.
-        num_experts: E.
-        k: K.
-        order: see `TopK`.
-        renormalize: see `TopK`.
-        needs_context: hand the gate what `MoE.forward` was given as `context`, a task number for instance.
-        options: see `Router`.
-
-    Raises:
-        UserError: see `TopK`; in `forward`, logits of another shape than (T, E).
-
-    Example:
-        >>> mlp = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 4))
-        >>> Gate(mlp, dim=8, num_experts=4, k=2)(torch.randn(3, 8)).choices
-        2
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        *,
-        dim: int,
-        num_experts: int,
-        k: int = 2,
-        order: Order = "topk_softmax",
-        renormalize: bool = False,
-        needs_context: bool = False,
-        **options: Unpack[GateOptions],
-    ) -> None:
-        options["gate"] = module
-        super().__init__(dim, num_experts, k, order=order, renormalize=renormalize, **options)
-        self.needs_context = needs_context
-
-    def forward(self, x_TD: Tensor, *, context_T: Tensor | None = None) -> Routing:
-        """Route the tokens: (T, D) -> Routing with K choices each."""
-        context = () if context_T is None else (context_T,)
-        return self._choose(x_TD, self.clean_logits(x_TD, *context))
+from mixtura.routers.base import check_router
 
 
 class CosineGate(nn.Module):
