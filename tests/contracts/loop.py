@@ -20,19 +20,33 @@ def one_expert(experts, e: int, x_1D: Tensor) -> Tensor:
     return torch.nn.functional.linear(a, experts.down_proj[e], down_bias)
 
 
+def null_expert(router, j: int, x_D: Tensor) -> Tensor:
+    """Null expert j on one token: first the zeros, then the copies, then the constants."""
+    null = router.null_experts
+    if j < null.zero:
+        return x_D * 0
+    if j < null.zero + null.copy:
+        return x_D
+    c = j - null.zero - null.copy
+    a, b = torch.stack([null.mix[0, c] @ x_D, null.mix[1, c] @ x_D]).softmax(0)
+    return a * x_D + b * null.vector[c]
+
+
 def keep(routing: mx.Routing, *, factor: float | None, policy: str) -> list[int]:
     """Numbers of the assignments that find room, in the order in which they are served."""
     expert, weight, token = routing.expert_N.tolist(), routing.weight_N.tolist(), routing.token_N.tolist()
     order = range(len(expert))
     if factor is None:
-        return list(order)
+        return [n for n in order if 0 <= expert[n] < routing.num_experts]
+    if routing.by_rank:
+        order = sorted(order, key=lambda n: n % routing.choices)
     capacity = max(math.ceil(round(len(expert) * factor / routing.num_experts, 9)), 1)
     if policy == "priority":
         best = [max(w for w, s in zip(weight, token, strict=True) if s == t) for t in range(routing.num_tokens)]
         order = sorted(order, key=lambda n: (n % routing.choices, -best[token[n]]))
     free, kept = [capacity] * routing.num_experts, []
     for n in order:
-        if free[expert[n]]:
+        if 0 <= expert[n] < routing.num_experts and free[expert[n]]:
             free[expert[n]] -= 1
             kept.append(n)
     return kept
@@ -41,6 +55,12 @@ def keep(routing: mx.Routing, *, factor: float | None, policy: str) -> list[int]
 def moe_loop(layer: mx.MoE, x_TD: Tensor, routing: mx.Routing) -> Tensor:
     """What the layer must give for this routing."""
     y = [torch.zeros_like(x) for x in x_TD]
+    for n in range(len(routing.expert_N)):
+        t, j = int(routing.token_N[n]), int(routing.expert_N[n]) - routing.num_experts
+        if j >= 0:
+            y[t] = y[t] + routing.weight_N[n] * null_expert(layer.router, j, x_TD[t])
+    if routing.bypass_TD is not None and not routing.null_experts:
+        y = [y_D + bypass_D for y_D, bypass_D in zip(y, routing.bypass_TD, strict=True)]
     for n in keep(routing, factor=layer.capacity.factor, policy=layer.policy):
         t, e = int(routing.token_N[n]), int(routing.expert_N[n])
         y[t] = y[t] + routing.weight_N[n].to(x_TD.dtype) * one_expert(layer.experts, e, x_TD[t : t + 1])[0]
