@@ -137,6 +137,8 @@ class MoE(nn.Module):
             known["sequences"] = sequences
         routing: Routing = self.router(x_TD, **known)
         routing = replace(routing, mask_T=mask_T, sequences=sequences)
+        if mask_T is not None and routing.bypass_TD is not None:
+            routing = replace(routing, bypass_TD=routing.bypass_TD.masked_fill(~mask_T.unsqueeze(1), 0))
         if self.training and not is_recomputing():
             self.router.observe(routing)
         return routing

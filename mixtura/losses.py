@@ -10,7 +10,7 @@ Two traps follow, since the training loop never sees an attached loss:
 
 Example:
     >>> sorted(LOSSES)
-    ['importance', 'load', 'load_balance', 'z']
+    ['fastmoe_gshard', 'importance', 'load', 'load_balance', 'paddle_gshard', 'switch_gate', 'z']
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -111,11 +111,73 @@ def load(routing: Routing) -> Tensor:
     return _cv_squared(load_TE.sum(0))
 
 
+def _choices_made(routing: Routing, k: int) -> Tensor:
+    """How often each expert is among the k best of a token, those included that were given up later: (E,)."""
+    best_TK = routing.logits_TE.detach().topk(k, dim=-1).indices
+    is_best_TE = torch.zeros_like(routing.logits_TE).scatter(1, best_TK, 1.0)
+    if routing.mask_T is not None:
+        is_best_TE = is_best_TE.masked_fill(~routing.mask_T.unsqueeze(1), 0)
+    return is_best_TE.sum(0)
+
+
+def fastmoe_gshard(routing: Routing) -> Tensor:
+    """mean_e(c_e / T * m_e) * E^2 over the best experts of all tokens, whether they were dropped or not (`GShardGate`).
+
+    Source: FastMoE's GShard gate; with nothing dropped it is GShard's own loss.
+
+    Example:
+        >>> p = torch.tensor([[0.75, 0.25], [0.75, 0.25]])
+        >>> routing = Routing.from_choices(torch.tensor([[0], [-1]]), p[:, :1], logits_TE=p.log(), probs_TE=p)
+        >>> fastmoe_gshard(routing).item()
+        1.5
+    """
+    counts_E, mean_E = _choices_made(routing, 1), _mean_over_tokens(routing.probs_TE, routing.mask_T)
+    return counts_E.shape[0] * (counts_E / counts_E.sum().clamp(min=1) @ mean_E)
+
+
+def paddle_gshard(routing: Routing) -> Tensor:
+    """`fastmoe_gshard` with all K choices of each token in the counts, still over T (`GShardGate`): at least K.
+
+    Source: Paddle's incubate GShard gate.
+
+    Example:
+        >>> p = torch.tensor([[0.75, 0.25], [0.75, 0.25]])
+        >>> routing = Routing.from_choices(torch.tensor([[0, 1], [0, -1]]), p, logits_TE=p.log(), probs_TE=p)
+        >>> paddle_gshard(routing).item()
+        2.0
+    """
+    K = routing.choices or 1
+    counts_E, mean_E = _choices_made(routing, K), _mean_over_tokens(routing.probs_TE, routing.mask_T)
+    return K * counts_E.shape[0] * (counts_E / counts_E.sum().clamp(min=1) @ mean_E)
+
+
+def switch_gate(routing: Routing) -> Tensor:
+    """E * sum_e kept_e / V * sum_t p_te / V, with V the tokens that were kept: it grows as more are dropped.
+
+    Source: the Switch gates of FastMoE and Paddle (`SwitchGate`); with nothing dropped it is `load_balance`.
+
+    Example:
+        >>> p = torch.full((4, 2), 0.5)
+        >>> expert = torch.tensor([[0], [-1], [1], [-1]])
+        >>> switch_gate(Routing.from_choices(expert, p[:, :1], logits_TE=p, probs_TE=p, partial=True)).item()
+        2.0
+    """
+    kept_E = routing.route_counts()
+    V = kept_E.sum().clamp(min=1)
+    probs_TE = routing.probs_TE
+    if routing.mask_T is not None:
+        probs_TE = probs_TE.masked_fill(~routing.mask_T.unsqueeze(1), 0)
+    return kept_E.shape[0] * (kept_E / V @ (probs_TE.sum(0) / V))
+
+
 LOSSES: dict[str, Callable[[Routing], Tensor]] = {
     "load_balance": load_balance,
     "z": z_loss,
     "importance": importance,
     "load": load,
+    "fastmoe_gshard": fastmoe_gshard,
+    "paddle_gshard": paddle_gshard,
+    "switch_gate": switch_gate,
 }
 
 

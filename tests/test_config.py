@@ -4,6 +4,8 @@ import pytest
 
 import mixtura as mx
 from mixtura import UserError
+from mixtura.config import from_gate
+from mixtura.routers import GShard, GShardGate, NaiveGate, Switch, SwitchGate, TopK
 
 
 def test_a_recipe_builds_what_it_says():
@@ -40,10 +42,57 @@ def test_k_is_the_routers_own_where_it_is_left_out():
 
 
 def test_an_option_that_no_router_has():
-    with pytest.raises(TypeError, match=r"expected router options among gate, jitter, .*, got noise"):
-        mx.MoEConfig(dim=4, hidden=4, num_experts=4, router_options={"noise": 1}).build()
+    with pytest.raises(TypeError, match=r"expected router options among gate, jitter, .*, got nose"):
+        mx.MoEConfig(dim=4, hidden=4, num_experts=4, router_options={"nose": 1}).build()
 
 
 def test_a_k_that_the_router_cannot_have():
     with pytest.raises(UserError, match="expected k=1 with router='switch', got k=2"):
         mx.MoEConfig(dim=4, hidden=4, num_experts=4, k=2, router="switch").build()
+
+
+class TestGateDicts:
+    @pytest.mark.parametrize(
+        ("gate", "dialect", "kind"),
+        [
+            ({"type": "naive", "top_k": 3}, None, TopK),
+            ({"type": "gshard", "top_k": 2}, None, GShard),
+            ({"type": "switch", "top_k": 1}, "paper", Switch),
+            ({"type": "naive"}, "paddle", NaiveGate),
+            ({"type": "gshard"}, "fastmoe", GShardGate),
+            ({"type": "switch", "dialect": "paddle"}, None, SwitchGate),
+        ],
+    )
+    def test_what_they_build(self, gate, dialect, kind):
+        router = mx.MoEConfig(dim=4, hidden=4, num_experts=4, gate=gate, dialect=dialect).build().router
+        assert type(router) is kind
+        assert router.k == gate.get("top_k", {"naive": 2, "gshard": 2, "switch": 1}[gate["type"]])
+        assert getattr(router, "dialect", None) == gate.get("dialect", None if dialect == "paper" else dialect)
+
+    def test_the_papers_naive_gate_is_a_softmax_over_the_chosen(self):
+        assert from_gate({"type": "naive"}, dim=4, num_experts=4).order == "topk_softmax"
+
+    def test_other_keys_are_arguments_of_the_router(self):
+        gate = {"type": "gshard", "capacity": (1.0, 2.0), "random_routing": False}
+        router = from_gate(gate, dim=4, num_experts=4, dialect="paddle")
+        assert (router.capacity, router.random_routing) == ((1.0, 2.0), False)
+
+    @pytest.mark.parametrize(
+        ("changed", "message"),
+        [
+            ({"gate": {"type": "soft"}}, "expected a gate with a type among naive, gshard, switch, got 'soft'"),
+            ({"gate": {}}, "among naive, gshard, switch, got None"),
+            ({"gate": {"type": "gshard", "top_k": 3}}, "expected top_k=2 with a gshard gate, got 3"),
+            ({"gate": {"type": "switch", "top_k": 2}}, "expected top_k=1 with a switch gate, got 2"),
+            ({"gate": {"type": "naive", "top_k": 5}}, "expected 1 <= k <= num_experts, got k=5"),
+            ({"dialect": "tutel"}, "expected a dialect among paper, fastmoe, paddle, got 'tutel'"),
+            ({"router": "topk"}, "expected gate or router, got both; router='topk'"),
+            ({"router_options": {"jitter": 0.1}}, "options go into the gate"),
+            ({"k": 1}, "expected one number of choices, got k=1 and top_k=2 in the gate"),
+            ({"gate": None, "dialect": "paddle"}, "expected a dialect with a gate, got dialect='paddle' and no gate"),
+        ],
+    )
+    def test_what_they_refuse(self, changed, message):
+        options = {"dim": 4, "hidden": 4, "num_experts": 4, "gate": {"type": "naive", "top_k": 2}, **changed}
+        with pytest.raises(UserError, match=message):
+            mx.MoEConfig(**options).build()

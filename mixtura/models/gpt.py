@@ -44,7 +44,7 @@ class GPTConfig:
     hidden: int = 128
     """F, hidden width of a dense feed-forward block and of each expert."""
     activation: str = "gelu"
-    """relu, gelu, silu, swiglu or geglu."""
+    """relu, gelu, silu, swiglu, geglu or clamped_swiglu."""
     num_experts: int = 16
     """E, experts of each mixture; 0: a dense model."""
     k: int = 1

@@ -130,9 +130,8 @@ class Base(Router):
         logits_TE = self.logits(x_TD)
         expert_T1 = self.decide(lambda: self._choose(logits_TE.detach(), mask_T), num_tokens=x_TD.shape[0])
         weight_T1 = logits_TE.gather(-1, expert_T1).sigmoid()
-        bypass_TD = (1 - weight_T1) * widen(x_TD)
         routing = Routing.from_choices(expert_T1, weight_T1, logits_TE=logits_TE, probs_TE=logits_TE.softmax(-1))
-        return replace(routing, bypass_TD=bypass_TD if mask_T is None else bypass_TD * mask_T.unsqueeze(-1))
+        return replace(routing, bypass_TD=(1 - weight_T1) * widen(x_TD))
 
     def _choose(self, logits_TE: Tensor, mask_T: Tensor | None) -> Tensor:
         if not self.training or logits_TE.shape[0] == 0:

@@ -3,10 +3,33 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 import mixtura as mx
-from mixtura.routers import Base, ExpertChoice, NoisyTopK, Router, SigmoidBias, Sinkhorn, Soft, Switch, TopK
+from mixtura.routers import (
+    Base,
+    CosineGate,
+    Dense,
+    ExpertChoice,
+    Gate,
+    GShard,
+    GShardGate,
+    Hard,
+    Hash,
+    Hierarchical,
+    NaiveGate,
+    NoisyTopK,
+    Random,
+    Router,
+    SigmoidBias,
+    Sinkhorn,
+    Soft,
+    Switch,
+    SwitchGate,
+    TopK,
+    TopP,
+)
 
 D, E = 6, 5
 
@@ -15,28 +38,73 @@ class RouterCase(NamedTuple):
     """How to make a router for (dim, num_experts, k), and what it promises.
 
     `weight_sum` gives what each token's weights must add up to, from its routing, or None where nothing is promised.
-    `mixes` says why one token's routing depends on others in evaluation too, "" where it does not; such a router
-    promises nothing of single tokens.
+    `together` says why a token's routing depends on more than the token itself; empty: it does not. `context` makes
+    what the router must know of the tokens (..., D) beside them. `num` is E for a router that cannot have the table's.
     """
 
     make: Callable[..., Router]
     one_choice: bool = False
     weight_sum: Callable[[mx.Routing], Tensor] | None = None
-    mixes: str = ""
+    together: str = ""
+    context: Callable[[Tensor], Tensor] | None = None
+    num: int = E
 
 
 def ones(routing: mx.Routing) -> Tensor:
     return routing.probs_TE.new_ones(routing.num_tokens)
 
 
-def chosen_probability(routing: mx.Routing) -> Tensor:
+def sum_of_chosen(routing: mx.Routing, values_TE: Tensor) -> Tensor:
     expert_TK = routing.expert_N.view(routing.num_tokens, routing.choices)
-    return routing.probs_TE.gather(-1, expert_TK).sum(-1)
+    return values_TE.gather(-1, expert_TK.clamp(min=0)).masked_fill(expert_TK < 0, 0).sum(-1)
+
+
+def chosen_probability(routing: mx.Routing) -> Tensor:
+    return sum_of_chosen(routing, routing.probs_TE)
 
 
 def chosen_sigmoids(routing: mx.Routing) -> Tensor:
-    expert_TK = routing.expert_N.view(routing.num_tokens, routing.choices)
-    return routing.logits_TE.sigmoid().gather(-1, expert_TK).sum(-1)
+    return sum_of_chosen(routing, routing.logits_TE.sigmoid())
+
+
+def chosen_logits(routing: mx.Routing) -> Tensor:
+    return sum_of_chosen(routing, routing.logits_TE)
+
+
+def share_of_the_best_two(routing: mx.Routing) -> Tensor:
+    return chosen_probability(routing) / routing.probs_TE.topk(min(2, routing.num_experts)).values.sum(-1)
+
+
+def number_by_content(x: Tensor) -> Tensor:
+    """An id for each token that depends on nothing but the token."""
+    return (x[..., 0].float().nan_to_num() * 100).long()
+
+
+class TaskGate(nn.Module):
+    """A matrix per task: the last digit of the token's number says whose."""
+
+    def __init__(self, dim: int, num: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, num, dim))
+
+    def forward(self, x_TD: Tensor, task_T: Tensor) -> Tensor:
+        return torch.einsum("td,ted->te", x_TD, self.weight[task_T % 2])
+
+
+def mlp_gate(dim: int, num: int, k: int) -> Gate:
+    mlp = nn.Sequential(nn.Linear(dim, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, num))
+    return Gate(mlp, dim=dim, num_experts=num, k=k)
+
+
+def tree(dim: int, num: int, k: int, **options: Any) -> Hierarchical:
+    """Two groups of three; of other numbers of experts one group."""
+    branching = (2, 3) if num == 6 else (1, num)
+    level_k = branching if k == E else (min(k, branching[0]), 1)
+    return Hierarchical(dim, num, branching=branching, k=level_k, **options)
+
+
+NULL_EXPERTS = {"zero": 1, "copy": 1, "constant": 2}
+FULL = "experts fill up in token order"
 
 
 def sigmoids_or_probability(routing: mx.Routing) -> Tensor:
@@ -62,14 +130,57 @@ ROUTERS: dict[str, RouterCase] = {
     "sigmoid_bias raw": RouterCase(
         lambda dim, num_experts, k: SigmoidBias(dim, num_experts, k, renormalize=False), weight_sum=chosen_sigmoids
     ),
-    "expert_choice": RouterCase(ExpertChoice, mixes="each expert chooses among all tokens"),
+    "expert_choice": RouterCase(ExpertChoice, together="each expert chooses among all tokens"),
     "sinkhorn": RouterCase(Sinkhorn, weight_sum=sigmoids_or_probability),
     "base": RouterCase(
         lambda dim, num_experts, k: Base(dim, num_experts, rounds=8), one_choice=True, weight_sum=chosen_sigmoids
     ),
     "soft": RouterCase(
         lambda dim, num_experts, k: Soft(dim, num_experts, slots_per_expert=2),
-        mixes="each slot is a mean of all tokens",
+        together="each slot is a mean of all tokens",
+    ),
+    "topk noise": RouterCase(lambda dim, num, k: TopK(dim, num, k, noise="1/E"), weight_sum=ones),
+    "topk null experts": RouterCase(
+        lambda dim, num, k: TopK(dim, num, k, order="softmax_topk", null_experts=NULL_EXPERTS),
+        weight_sum=chosen_probability,
+    ),
+    "dense": RouterCase(lambda dim, num, k: Dense(dim, num), weight_sum=ones),
+    "hard": RouterCase(lambda dim, num, k: Hard(dim, num), one_choice=True, weight_sum=ones),
+    "gshard": RouterCase(lambda dim, num, k: GShard(dim, num), weight_sum=share_of_the_best_two),
+    "top_p": RouterCase(lambda dim, num, k: TopP(dim, num, p=0.5, max_k=k), weight_sum=chosen_probability),
+    "top_p null experts": RouterCase(
+        lambda dim, num, k: TopP(dim, num, p=0.5, max_k=k, renormalize=True, null_experts=NULL_EXPERTS),
+        weight_sum=ones,
+    ),
+    "hash": RouterCase(
+        lambda dim, num, k: Hash(dim, num, k, vocab_size=50), weight_sum=ones, context=number_by_content
+    ),
+    "random": RouterCase(Random, weight_sum=ones, together="every forward draws anew"),
+    "hierarchical": RouterCase(tree, weight_sum=chosen_probability, num=6),
+    "hierarchical renormalised": RouterCase(
+        lambda dim, num, k: tree(dim, num, k, renormalize=True), weight_sum=ones, num=6
+    ),
+    "gate mlp": RouterCase(mlp_gate, weight_sum=ones),
+    "gate cosine": RouterCase(
+        lambda dim, num, k: Gate(CosineGate(dim, num), dim=dim, num_experts=num, k=k), weight_sum=ones
+    ),
+    "gate per task": RouterCase(
+        lambda dim, num, k: Gate(TaskGate(dim, num), dim=dim, num_experts=num, k=k, needs_context=True),
+        weight_sum=ones,
+        context=number_by_content,
+    ),
+    "naive_gate": RouterCase(NaiveGate, weight_sum=ones),
+    "naive_gate paddle": RouterCase(
+        lambda dim, num, k: NaiveGate(dim, num, k, dialect="paddle"), weight_sum=chosen_logits
+    ),
+    "gshard_gate": RouterCase(
+        lambda dim, num, k: GShardGate(dim, num), weight_sum=share_of_the_best_two, together=FULL
+    ),
+    "gshard_gate paddle": RouterCase(
+        lambda dim, num, k: GShardGate(dim, num, dialect="paddle"), weight_sum=chosen_logits, together=FULL
+    ),
+    "switch_gate": RouterCase(
+        lambda dim, num, k: SwitchGate(dim, num), one_choice=True, weight_sum=chosen_probability, together=FULL
     ),
 }
 
@@ -93,7 +204,21 @@ POLICIES: dict[str, dict[str, Any]] = {
 def build(router: str, experts: str = "swiglu", policy: str = "dropless", *, k: int = 2, num: int = E, **options):
     """A layer of the table whose router has an opinion."""
     case = ROUTERS[router]
+    num = case.num if num == E else num
     k = 1 if case.one_choice else min(k, num)
     layer = mx.MoE(router=case.make(D, num, k), experts=EXPERTS[experts](num), **{**POLICIES[policy], **options})
-    nn.init.normal_(layer.router.weight, std=0.6)
+    if layer.router.weight is not None:
+        nn.init.normal_(layer.router.weight, std=0.6)
+    if case.context is not None:
+        give_context(layer, case.context)
     return layer
+
+
+def give_context(layer: mx.MoE, context: Callable[[Tensor], Tensor]) -> None:
+    """Let layer and router be called with the tokens alone, as the others of the table."""
+
+    def of(name: str):
+        return lambda module, args, known: (args, {name: context(args[0]), **known})
+
+    layer.register_forward_pre_hook(of("context"), with_kwargs=True)
+    layer.router.register_forward_pre_hook(of("context_T"), with_kwargs=True)

@@ -21,17 +21,31 @@ def one_expert(experts, e: int, x_1D: Tensor) -> Tensor:
     return torch.nn.functional.linear(a, experts.down_proj[e], down_bias)
 
 
+def null_expert(router, j: int, x_D: Tensor) -> Tensor:
+    """Null expert j on one token: first the zeros, then the copies, then the constants."""
+    null = router.null_experts
+    if j < null.zero:
+        return x_D * 0
+    if j < null.zero + null.copy:
+        return x_D
+    c = j - null.zero - null.copy
+    a, b = torch.stack([null.mix[0, c] @ x_D, null.mix[1, c] @ x_D]).softmax(0)
+    return a * x_D + b * null.vector[c]
+
+
 def serve(routing: mx.Routing, *, factor: float | None, policy: str) -> list[tuple[int, int]]:
     """Who finds room: pairs (number of an assignment, the expert it gets), each with the assignment's own token."""
     expert, weight, token = routing.expert_N.tolist(), routing.weight_N.tolist(), routing.token_N.tolist()
     order, E = range(len(expert)), routing.num_experts
+    if routing.by_rank:
+        order = sorted(order, key=lambda n: n % routing.choices)
     capacity = len(expert) if factor is None else max(math.ceil(round(len(expert) * factor / E, 9)), 1)
     if policy == "priority":
         best = {t: max(w for w, s in zip(weight, token, strict=True) if s == t) for t in token}
         order = sorted(order, key=lambda n: (n % (routing.choices or 1), -best[token[n]]))
     free, kept, waiting = [capacity] * E, [], []
     for n in order:
-        if expert[n] < 0:
+        if not 0 <= expert[n] < E:
             continue
         if free[expert[n]]:
             free[expert[n]] -= 1
@@ -66,12 +80,16 @@ def moe_loop(layer: mx.MoE, x_TD: Tensor, routing: mx.Routing) -> Tensor:
     if isinstance(routing, SlotRouting):
         return slot_loop(layer, x_TD, routing)
     y = [torch.zeros_like(x) for x in x_TD]
+    for n in range(len(routing.expert_N)):
+        t, j = int(routing.token_N[n]), int(routing.expert_N[n]) - routing.num_experts
+        if j >= 0:
+            y[t] = y[t] + routing.weight_N[n] * null_expert(layer.router, j, x_TD[t])
+    if routing.bypass_TD is not None and not routing.null_experts:
+        y = [y_D + bypass_D for y_D, bypass_D in zip(y, routing.bypass_TD, strict=True)]
     for n, e in serve(routing, factor=layer.capacity.factor, policy=layer.policy):
         t, asked = int(routing.token_N[n]), int(routing.expert_N[n])
         weight = routing.weight_N[n]
         if e != asked:
             weight = weight * routing.probs_TE[t, e] / routing.probs_TE[t, asked]
         y[t] = y[t] + weight.to(x_TD.dtype) * one_expert(layer.experts, e, x_TD[t : t + 1])[0]
-    if routing.bypass_TD is not None:
-        y = [y[t] + routing.bypass_TD[t].to(x_TD.dtype) for t in range(len(y))]
     return torch.stack(y)

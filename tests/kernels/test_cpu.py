@@ -113,7 +113,8 @@ def test_bf16_is_not_worse_than_the_reference_in_bf16(activation, bias):
     for name, value in truth.items():
         assert got[name].dtype == loop[name].dtype
         assert error(got[name], value) <= 2 * error(loop[name], value) + 1e-6, name
-        assert error(got[name], value) < 2e-2, name
+        # The clamps' derivative jumps at +-7, where bf16 is 0.03 wide: rows on the edge fall on either side.
+        assert error(got[name], value) < (6e-2 if activation == "clamped_swiglu" else 2e-2), name
 
 
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
