@@ -40,6 +40,7 @@ class RouterCase(NamedTuple):
     `weight_sum` gives what each token's weights must add up to, from its routing, or None where nothing is promised.
     `together` says why a token's routing depends on more than the token itself; empty: it does not. `context` makes
     what the router must know of the tokens (..., D) beside them. `num` is E for a router that cannot have the table's.
+    `surrogate` says why its gradient is not the derivative of its output; empty: it is.
     """
 
     make: Callable[..., Router]
@@ -48,6 +49,7 @@ class RouterCase(NamedTuple):
     together: str = ""
     context: Callable[[Tensor], Tensor] | None = None
     num: int = E
+    surrogate: str = ""
 
 
 def ones(routing: mx.Routing) -> Tensor:
@@ -145,7 +147,12 @@ ROUTERS: dict[str, RouterCase] = {
         weight_sum=chosen_probability,
     ),
     "dense": RouterCase(lambda dim, num, k: Dense(dim, num), weight_sum=ones),
-    "hard": RouterCase(lambda dim, num, k: Hard(dim, num), one_choice=True, weight_sum=ones),
+    "hard": RouterCase(
+        lambda dim, num, k: Hard(dim, num),
+        one_choice=True,
+        weight_sum=ones,
+        surrogate="the weight 1 has the probability's gradient",
+    ),
     "gshard": RouterCase(lambda dim, num, k: GShard(dim, num), weight_sum=share_of_the_best_two),
     "top_p": RouterCase(lambda dim, num, k: TopP(dim, num, p=0.5, max_k=k), weight_sum=chosen_probability),
     "top_p null experts": RouterCase(
