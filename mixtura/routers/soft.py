@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mixtura.errors import UserError
 from mixtura.routers.base import GateOptions, Router, widen
-from mixtura.routing import SlotRouting
+from mixtura.routing import Routing, SlotRouting
 
 
 class Soft(Router):
@@ -71,6 +71,8 @@ class Soft(Router):
         if self.weight is not None:
             logits_TS = logits_TS / widen(self.weight).norm(dim=-1).clamp(min=1e-12)
         (T, S), B = logits_TS.shape, sequences
+        # Nothing is chosen; a replay counts the forward and checks its tokens all the same.
+        self.decide(lambda: logits_TS, num_tokens=T)
         L = T // B if B else 0
         combine_TS = logits_TS.softmax(-1)
         if mask_T is None:
@@ -88,3 +90,7 @@ class Soft(Router):
             logits_TE=logits_TS.view(T, self.num_experts, self.slots_per_expert).logsumexp(-1),
             sequences=sequences,
         )
+
+    def decision(self, routing: Routing) -> Tensor:
+        """The slots' numbers, which are the same in every forward: int64 (B*S,)."""
+        return routing.token_N
