@@ -15,8 +15,7 @@ from tests.contracts.loop import moe_loop
 routers = pytest.mark.parametrize("router", ROUTERS)
 experts = pytest.mark.parametrize("experts", EXPERTS)
 policies = pytest.mark.parametrize("policy", POLICIES)
-# Routers that route each token by itself; of the others the table says why they do not.
-apart = pytest.mark.parametrize("router", [name for name, case in ROUTERS.items() if not case.together])
+token_wise = pytest.mark.parametrize("router", [name for name, case in ROUTERS.items() if not case.mixes])
 T = 17
 
 
@@ -106,7 +105,7 @@ def test_the_output_is_shaped_like_the_input(router, experts, shape):
     assert x.grad.isfinite().all()
 
 
-@apart
+@token_wise
 @experts
 def test_permuting_the_tokens_permutes_the_output(router, experts):
     layer, x, order = build(router, experts).eval(), torch.randn(T, D), torch.randperm(T)
@@ -142,7 +141,7 @@ def test_extremes(router, experts, policy, tokens, num, k):
     assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
 
 
-@apart
+@token_wise
 @experts
 @policies
 def test_all_tokens_to_one_expert(router, experts, policy):
@@ -157,7 +156,7 @@ def test_all_tokens_to_one_expert(router, experts, policy):
     assert x.grad.isfinite().all()
 
 
-@apart
+@token_wise
 @experts
 def test_a_nan_poisons_its_own_token_only(router, experts):
     layer, x = build(router, experts).eval(), torch.randn(T, D)
@@ -188,7 +187,7 @@ def test_bf16_stays_close_to_fp32(router, experts, policy):
     assert all(p.grad is None or p.grad.isfinite().all() for p in rounded.parameters())
 
 
-@apart
+@token_wise
 @experts
 def test_micro_batches_accumulate_to_the_whole(router, experts):
     layer, x = build(router, experts).eval(), torch.randn(12, D)
