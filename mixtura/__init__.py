@@ -6,7 +6,7 @@ from mixtura.dispatch import Capacity
 from mixtura.errors import UserError
 from mixtura.experts import MLP, GroupedMLP, ModuleExperts
 from mixtura.layer import MoE
-from mixtura.losses import attach, collect_losses
+from mixtura.losses.apply import attach, collect_losses
 from mixtura.observe.record import record
 from mixtura.replay import replay
 from mixtura.routing import Routing, Rows

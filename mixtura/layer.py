@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mixtura.dispatch import Capacity, Policy, check_policy, dispatch
 from mixtura.errors import UserError
 from mixtura.hooks import announce, is_recomputing
-from mixtura.losses import apply_losses, check_losses
+from mixtura.losses.apply import apply_losses, check_losses
 from mixtura.pooling import Pooling, highest, vote
 from mixtura.routers.base import Router
 from mixtura.routing import Routing, Rows

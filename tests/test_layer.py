@@ -297,7 +297,7 @@ class TestErrors:
             ({"pooling": "median"}, "expected a pooling among sum, highest, vote, got 'median'"),
             ({"dropout": 1.0}, "expected 0 <= dropout < 1, got 1.0"),
             ({"capacity_factor": 1.0, "capacity": mx.Capacity()}, "expected capacity_factor or capacity, got both"),
-            ({"losses": {"z": 1.0, "entropy2": 1.0}}, r"expected losses among \['importance', .*\], got 'entropy2'"),
+            ({"losses": {"z": 1.0, "entropy2": 1.0}}, r"expected losses among \['entropy', .*\], got 'entropy2'"),
             ({"hidden": 0}, "expected hidden of at least 1, got 0"),
             ({"activation": "tanh"}, "expected an activation among"),
         ],
