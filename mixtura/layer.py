@@ -134,7 +134,7 @@ class MoE(nn.Module):
             known["context_T"] = context.reshape(x_TD.shape[0], *context.shape[len(tokens) :])
         routing: Routing = self.router(x_TD, **known)
         routing = replace(routing, mask_T=mask_T, sequences=prod(tokens[:-1]))
-        if self.training and not is_recomputing():
+        if self.router.training and not is_recomputing():
             self.router.observe(routing)
         return routing
 

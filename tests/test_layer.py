@@ -236,7 +236,6 @@ class TestDropIn:
         assert list(make_layer(shared_hidden=4, shared_gate="sigmoid", router="sigmoid_bias").state_dict()) == [
             "router.weight",
             "router.bias",
-            "router.pending_counts",
             "experts.up_proj",
             "experts.down_proj",
             "shared.up_proj.weight",

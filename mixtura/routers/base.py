@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import ClassVar, TypedDict, Unpack
+from typing import ClassVar, Self, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,7 @@ class Router(nn.Module):
         takes_k: the number of choices is an argument, and not part of the method.
         needs_mask: the choice of one token depends on the others, so that padding must be known.
         needs_context: `MoE.forward` must be given a `context`.
+        frozen: names of the parameters that `freeze` froze; None: the router learns.
         is_causal: a token's routing depends on no later token, as language models need.
 
     Shapes:
@@ -134,6 +135,7 @@ class Router(nn.Module):
         init_std = options.get("init_std")
         self.dim, self.num_experts, self.k, self.jitter = dim, num_experts, k, jitter
         self.init_std = 0.1 * dim**-0.5 if init_std is None else init_std
+        self.frozen: tuple[str, ...] | None = None
         self.gate = options.get("gate")
         self.weight = nn.Parameter(torch.empty(self.num_logits, dim)) if self.gate is None else None
         self.register_buffer("temperature", None if temperature is None else torch.tensor(float(temperature)))
@@ -194,6 +196,26 @@ class Router(nn.Module):
     def forward(self, x_TD: Tensor) -> Routing:
         """Route the tokens: (T, D) -> Routing."""
         raise TypeError(f"{type(self).__name__} defines no forward(x_TD) -> Routing for {tuple(x_TD.shape)} tokens")
+
+    def freeze(self) -> None:
+        """Stop learning and choose as in evaluation, also in training: no noise, no counting; see `freeze_routing`."""
+        if self.frozen is None:
+            self.frozen = tuple(name for name, parameter in self.named_parameters() if parameter.requires_grad)
+            self.requires_grad_(requires_grad=False)
+            self.train(self.training)
+
+    def unfreeze(self) -> None:
+        """Undo `freeze`: what it froze learns again, and the router is in the mode that its model was put into."""
+        for name in self.frozen or ():
+            self.get_parameter(name).requires_grad_()
+        if self.frozen is not None:
+            self.frozen = None
+            self.train(self._asked_mode)
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  # torch's own
+        """Switch to training mode, which a frozen router does not enter before it is unfrozen."""
+        self._asked_mode = mode
+        return super().train(mode and self.frozen is None)
 
     def observe(self, routing: Routing) -> None:
         """See what was routed: the layer calls it once per training forward, never again under recomputation."""
