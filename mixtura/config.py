@@ -1,7 +1,7 @@
 """The recipe of a layer: plain values that a checkpoint can store."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mixtura.dispatch import Capacity, Policy
@@ -61,6 +61,29 @@ class MoEConfig:
     pooling: Pooling = "sum"
     losses: Mapping[str, float] = field(default_factory=dict)
 
+    def fine_grained(self, parts: int) -> "MoEConfig":
+        """The same layer with each expert cut into parts: E * m experts of width F / m, K * m of them per token.
+
+        Parameters, active parameters and work stay the same, the router's matrix aside; the number of possible
+        combinations grows. Source: Dai et al. 2024 (DeepSeekMoE), section 3.1.
+
+        Args:
+            parts: m.
+
+        Raises:
+            UserError: a number of parts below 1, or one that does not divide F; no k, or a router with a k of its own.
+
+        Example:
+            >>> fine = MoEConfig(dim=16, hidden=64, num_experts=8, k=2).fine_grained(4)
+            >>> fine.num_experts, fine.hidden, fine.k
+            (32, 16, 8)
+        """
+        if parts < 1 or self.hidden % parts:
+            raise UserError(f"expected parts that divide hidden={self.hidden}, got {parts}")
+        if self.k is None or not _kind(self.router).takes_k:
+            raise UserError(f"expected k, and a router that takes it, got k={self.k} with router={self.router!r}")
+        return replace(self, num_experts=self.num_experts * parts, hidden=self.hidden // parts, k=self.k * parts)
+
     def build(self) -> MoE:
         """Make the layer.
 
@@ -91,12 +114,16 @@ class MoEConfig:
         )
 
     def _build_router(self) -> Router:
-        if self.router not in ROUTERS:
-            raise UserError(f"expected a router among {sorted(ROUTERS)}, got {self.router!r}")
-        kind, options = ROUTERS[self.router], dict(self.router_options)
+        kind, options = _kind(self.router), dict(self.router_options)
         if self.k is not None and kind.takes_k:
             options["k"] = self.k
         router = kind(self.dim, self.num_experts, **options)
         if self.k is not None and router.k != self.k:
             raise UserError(f"expected k={router.k} with router={self.router!r}, got k={self.k}; leave k out")
         return router
+
+
+def _kind(router: str) -> type[Router]:
+    if router not in ROUTERS:
+        raise UserError(f"expected a router among {sorted(ROUTERS)}, got {router!r}")
+    return ROUTERS[router]
