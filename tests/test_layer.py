@@ -201,58 +201,6 @@ class TestShared:
         assert layer.shared_gate.weight.grad.norm() > 0
 
 
-class TestExpertDropout:
-    def test_training_keeps_the_mean_and_evaluation_drops_nothing(self):
-        layer, x = make_layer(dropout=0.5), torch.randn(5, 6)
-        plain = make_layer()
-        plain.load_state_dict(layer.state_dict())
-        assert torch.equal(layer.eval()(x), plain(x))
-        layer.train()
-        draws = torch.stack([layer(x) for _ in range(4000)])
-        spread = draws.std(0) / 4000**0.5
-        assert ((draws.mean(0) - plain(x)).abs() < 5 * spread).all()
-        assert (spread > 0).all()
-
-    def test_a_seed_decides_what_is_dropped(self):
-        layer, x = make_layer(dropout=0.5), torch.randn(5, 6)
-        outputs = []
-        for seed in (1, 1, 2):
-            torch.manual_seed(seed)
-            outputs.append(layer(x))
-        assert torch.equal(outputs[0], outputs[1])
-        assert not torch.equal(outputs[0], outputs[2])
-
-    @pytest.mark.parametrize("bias", [False, True])
-    @pytest.mark.parametrize("capacity_factor", [None, 1.0])
-    def test_output_and_gradients_are_the_loops_with_the_same_mask(self, bias, capacity_factor):
-        layer = make_layer(dropout=0.4, bias=bias, capacity_factor=capacity_factor, num_experts=5)
-        x, results = torch.randn(11, 6, requires_grad=True), []
-        for kernel in ("cpu", "reference"):
-            torch.manual_seed(5)
-            with mx.kernels.use(kernel):
-                y = layer(x)
-                results.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
-        for fast, loop in zip(*results, strict=True):
-            torch.testing.assert_close(fast, loop)
-
-    def test_by_hand_the_rest_is_scaled_up(self):
-        layer, x = make_layer(dropout=0.75, activation="relu", num_experts=1, k=1, router="switch"), torch.randn(3, 6)
-        torch.manual_seed(5)
-        keep_NF = torch.empty(3, 8).bernoulli_(0.25)
-        torch.manual_seed(5)
-        hidden_NF = (x @ layer.experts.up_proj[0].T).relu() * keep_NF * 4
-        torch.testing.assert_close(layer(x), hidden_NF @ layer.experts.down_proj[0].T)
-
-    def test_recomputation_drops_the_same(self):
-        layer, x, grads = make_layer(dropout=0.5), torch.randn(9, 6, requires_grad=True), []
-        for run in (layer, lambda x: checkpoint(layer, x, use_reentrant=False)):
-            torch.manual_seed(3)
-            layer.zero_grad()
-            run(x).square().sum().backward()
-            grads.append(layer.experts.up_proj.grad.clone())
-        assert torch.equal(*grads)
-
-
 class TestDropIn:
     @pytest.mark.parametrize("use_reentrant", [True, False])
     def test_activation_recomputation_changes_no_gradient(self, use_reentrant):

@@ -132,7 +132,8 @@ def apply_losses(layer: nn.Module, y_TD: Tensor, routing: Routing, *, coefficien
     """
     if not coefficients:
         return y_TD
-    values = {name: _value(name, layer, routing) for name in coefficients}
+    with torch.autocast(y_TD.device.type, enabled=False):  # which would round the products in some of them
+        values = {name: _value(name, layer, routing) for name in coefficients}
     # A recomputed forward has handed out its losses already (or, if reentrant, never could): it attaches.
     for collected, names in () if is_recomputing() else reversed(_collectors.get()):
         if layer in names:

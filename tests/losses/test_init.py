@@ -29,3 +29,15 @@ def test_each_acts_through_the_recipe(name):
     with mx.collect_losses(layer.eval()) as losses:
         layer(x)
     assert losses.raw == []
+
+
+@pytest.mark.parametrize("name", [*LOSSES, *PARAMETER_LOSSES])
+def test_autocast_rounds_no_loss(name):
+    layer, x = mx.MoEConfig(dim=4, hidden=6, num_experts=3, k=2, losses={name: 0.5}).build(), torch.randn(7, 4)
+    torch.nn.init.normal_(layer.router.weight)
+    with mx.collect_losses(layer) as exact:
+        layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16), mx.collect_losses(layer) as cast:
+        layer(x)
+    assert cast.total().dtype is torch.float32
+    assert cast.total().item() == exact.total().item()
