@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mixtura.dispatch import Capacity, Policy, check_policy, dispatch
 from mixtura.errors import UserError
 from mixtura.hooks import announce, is_recomputing
-from mixtura.losses import apply_losses, check_losses
+from mixtura.losses.apply import apply_losses, check_losses
 from mixtura.pooling import Pooling, highest, vote
 from mixtura.routers.base import Router
 from mixtura.routing import Routing, Rows
@@ -139,7 +139,7 @@ class MoE(nn.Module):
         routing = replace(routing, mask_T=mask_T, sequences=sequences)
         if mask_T is not None and routing.bypass_TD is not None:
             routing = replace(routing, bypass_TD=routing.bypass_TD.masked_fill(~mask_T.unsqueeze(1), 0))
-        if self.training and not is_recomputing():
+        if self.router.training and not is_recomputing():
             self.router.observe(routing)
         return routing
 

@@ -188,11 +188,34 @@ ROUTERS: dict[str, RouterCase] = {
     ),
 }
 
+
+class Sequence(nn.Module):
+    """Rows as sequences of one token, for experts that read sequences."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """(N, D) -> (N, D)."""
+        is_recurrent = isinstance(self.module, nn.GRU)
+        y = self.module(x_ND.unsqueeze(0 if is_recurrent else 1))
+        return y[0][0] if is_recurrent else y[:, 0]
+
+
 EXPERTS: dict[str, Callable[[int], nn.Module]] = {
     "swiglu": lambda num: mx.GroupedMLP(num_experts=num, dim=D, hidden=8),
     "gelu with bias": lambda num: mx.GroupedMLP(num_experts=num, dim=D, hidden=7, activation="gelu", bias=True),
     "modules": lambda num: mx.ModuleExperts(
         [nn.Linear(D, D) if e % 2 else mx.MLP(dim=D, hidden=5 + e) for e in range(num)]
+    ),
+    "recurrent and attention": lambda num: mx.ModuleExperts(
+        [
+            Sequence(nn.TransformerEncoderLayer(D, 2, 8, dropout=0.0, batch_first=True))
+            if e % 2
+            else Sequence(nn.GRU(D, D))
+            for e in range(num)
+        ]
     ),
 }
 
