@@ -4,7 +4,6 @@ Every policy is a filter of the list of assignments. No shape here depends on a 
 and torch.compile sees one graph.
 """
 
-import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
@@ -52,8 +51,8 @@ def expert_capacity(
         ... )
         (5, 8)
     """
-    # The product is rounded a little before the ceiling: 1.1 * 10 in binary must not cost an extra row.
-    rows = math.ceil(round(num_tokens * k * factor / num_experts, 9))
+    # In integers, for symbolic numbers of tokens; half a billionth less, so that 1.1 * 10 costs no extra row.
+    rows = -(-num_tokens * k * (2 * round(factor * 1e9) - 1) // (2 * 10**9 * num_experts))
     rows = max(-(-rows // multiple_of) * multiple_of, minimum)
     return rows if maximum is None else min(rows, maximum)
 

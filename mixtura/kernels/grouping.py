@@ -48,9 +48,7 @@ def keep_first(order_N: Tensor, route_N: Tensor, counts_E: Tensor, *, capacity: 
     kept_before_N = is_kept_N.cumsum(0)
     kept_counts_E = counts_E.clamp(max=capacity)
     tail_N = kept_counts_E.sum() + places_N - kept_before_N
-    return torch.empty_like(order_N).scatter_(
-        0, torch.where(is_kept_N, kept_before_N - 1, tail_N), order_N
-    ), kept_counts_E
+    return order_N.scatter(0, torch.where(is_kept_N, kept_before_N - 1, tail_N), order_N), kept_counts_E
 
 
 def slots_of(order_N: Tensor, counts_E: Tensor, *, choices: int, all_kept: bool) -> Tensor:
@@ -62,7 +60,7 @@ def slots_of(order_N: Tensor, counts_E: Tensor, *, choices: int, all_kept: bool)
                 [ 2, -1]])
     """
     N = order_N.shape[0]
-    slot_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(N, device=order_N.device))
+    slot_N = order_N.scatter(0, order_N, torch.arange(N, device=order_N.device))  # every place is written
     if not all_kept:
         slot_N = slot_N.where(slot_N < counts_E.sum(), -1)
     return slot_N.view(-1, choices)

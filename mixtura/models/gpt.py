@@ -167,7 +167,7 @@ class Attention(nn.Module):
         # is a whole tensor of zeros around it.
         qk, v = qkv.split([2 * H, H], dim=1)
         q, k = _rotate(F.rms_norm(qk, (d,)), *rotary).to(qkv.dtype).chunk(2, dim=1)
-        is_causal = L > 1
+        is_causal = cache is None or L > 1
         if cache is not None:
             if L > 1 and cache.length:
                 raise UserError(f"expected one token at a time behind a filled cache, got {L}")
@@ -240,6 +240,18 @@ class GPT(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
         self._initialise()
         if config.tie_weights:
+            self.head.weight = self.embedding.weight
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter afresh and fill the tables, those of all parts included, as after `to_empty`."""
+        for module in self.modules():
+            if module is not self and hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        cos, sin = _rotary_tables(self.config.context, self.config.dim // self.config.heads)
+        self.cos.copy_(cos)
+        self.sin.copy_(sin)
+        self._initialise()
+        if self.config.tie_weights:
             self.head.weight = self.embedding.weight
 
     def _initialise(self) -> None:

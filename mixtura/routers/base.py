@@ -134,6 +134,7 @@ class Router(nn.Module):
         init_std = options.get("init_std")
         self.dim, self.num_experts, self.k, self.jitter = dim, num_experts, k, jitter
         self.init_std = 0.1 * dim**-0.5 if init_std is None else init_std
+        self.initial_temperature = temperature
         self.gate = options.get("gate")
         self.weight = nn.Parameter(torch.empty(self.num_logits, dim)) if self.gate is None else None
         self.register_buffer("temperature", None if temperature is None else torch.tensor(float(temperature)))
@@ -149,6 +150,8 @@ class Router(nn.Module):
         """Set every parameter and buffer afresh, as after `to_empty`; a subclass with more of them extends this."""
         if self.weight is not None:
             nn.init.normal_(self.weight, std=self.init_std)
+        if self.temperature is not None and self.initial_temperature is not None:
+            self.temperature.fill_(self.initial_temperature)
 
     def logits(self, x_TD: Tensor, *context: Tensor) -> Tensor:
         """The gate's scores in fp32, with jitter in training, over the temperature: (T, E)."""
@@ -196,7 +199,11 @@ class Router(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no forward(x_TD) -> Routing for {tuple(x_TD.shape)} tokens")
 
     def observe(self, routing: Routing) -> None:
-        """See what was routed: the layer calls it once per training forward, never again under recomputation."""
+        """See what was routed: the layer calls it once per training forward, never again under recomputation.
+
+        Change buffers in place, by methods as `add_` and `copy_`: an assignment inside a recomputed region, `+=` to an
+        attribute included, breaks torch.compile's graph.
+        """
 
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""

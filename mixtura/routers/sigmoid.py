@@ -107,7 +107,7 @@ class SigmoidBias(Router):
     @torch.no_grad()
     def observe(self, routing: Routing) -> None:
         """Add a forward pass's assignments to the pending counts."""
-        self.pending_counts += routing.counts_E()
+        self.pending_counts.add_(routing.counts_E())
 
     @torch.no_grad()
     def update_bias(self) -> None:
