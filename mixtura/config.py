@@ -87,7 +87,9 @@ class MoEConfig:
         if parts < 1 or self.hidden % parts:
             raise UserError(f"expected parts that divide hidden={self.hidden}, got {parts}")
         if self.k is None or not _kind(self.router).takes_k:
-            raise UserError(f"expected k, and a router that takes it, got k={self.k} with router={self.router or 'topk'!r}")
+            raise UserError(
+                f"expected k, and a router that takes it, got k={self.k} with router={self.router or 'topk'!r}"
+            )
         return replace(self, num_experts=self.num_experts * parts, hidden=self.hidden // parts, k=self.k * parts)
 
     def build(self) -> MoE:
