@@ -1,7 +1,7 @@
 """The recipe of a layer: plain values that a checkpoint can store."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from mixtura.dispatch import Capacity, Policy
@@ -67,6 +67,31 @@ class MoEConfig:
     pooling: Pooling = "sum"
     losses: Mapping[str, float] = field(default_factory=dict)
 
+    def fine_grained(self, parts: int) -> "MoEConfig":
+        """The same layer with each expert cut into parts: E * m experts of width F / m, K * m of them per token.
+
+        Parameters, active parameters and work stay the same, the router's matrix aside; the number of possible
+        combinations grows. Source: Dai et al. 2024 (DeepSeekMoE), section 3.1.
+
+        Args:
+            parts: m.
+
+        Raises:
+            UserError: a number of parts below 1, or one that does not divide F; no k, or a router with a k of its own.
+
+        Example:
+            >>> fine = MoEConfig(dim=16, hidden=64, num_experts=8, k=2).fine_grained(4)
+            >>> fine.num_experts, fine.hidden, fine.k
+            (32, 16, 8)
+        """
+        if parts < 1 or self.hidden % parts:
+            raise UserError(f"expected parts that divide hidden={self.hidden}, got {parts}")
+        if self.k is None or not _kind(self.router).takes_k:
+            raise UserError(
+                f"expected k, and a router that takes it, got k={self.k} with router={self.router or 'topk'!r}"
+            )
+        return replace(self, num_experts=self.num_experts * parts, hidden=self.hidden // parts, k=self.k * parts)
+
     def build(self) -> MoE:
         """Make the layer.
 
@@ -104,15 +129,12 @@ class MoEConfig:
             return from_gate(self.gate, dim=self.dim, num_experts=self.num_experts, k=self.k, dialect=self.dialect)
         if self.dialect is not None:
             raise UserError(f"expected a dialect with a gate, got dialect={self.dialect!r} and no gate")
-        name = "topk" if self.router is None else self.router
-        if name not in ROUTERS:
-            raise UserError(f"expected a router among {sorted(ROUTERS)}, got {name!r}")
-        kind, options = ROUTERS[name], dict(self.router_options)
+        kind, options = _kind(self.router), dict(self.router_options)
         if self.k is not None and kind.takes_k:
             options["k"] = self.k
         router = kind(self.dim, self.num_experts, **options)
         if self.k is not None and router.k != self.k:
-            raise UserError(f"expected k={router.k} with router={name!r}, got k={self.k}; leave k out")
+            raise UserError(f"expected k={router.k} with router={self.router or 'topk'!r}, got k={self.k}; leave k out")
         return router
 
 
@@ -155,3 +177,10 @@ def from_gate(
         raise UserError(f"expected top_k={2 if kind == 'gshard' else 1} with a {kind} gate, got {top_k}")
     router: Router = ROUTERS[kinds[kind]["dialect" in options]](dim, num_experts, **options)
     return router
+
+
+def _kind(router: str | None) -> type[Router]:
+    name = "topk" if router is None else router
+    if name not in ROUTERS:
+        raise UserError(f"expected a router among {sorted(ROUTERS)}, got {name!r}")
+    return ROUTERS[name]

@@ -111,6 +111,15 @@ class Routing:
         """Assignments of each expert, padding left out: int64 (E,)."""
         return self.route_counts()[: self.num_experts]
 
+    def first_choice_T(self) -> Tensor:
+        """Each token's best expert: int64 (T,); of routers without a fixed number of choices, the likeliest.
+
+        E and above: a null expert; -1: none, where the router gave the token's first choice up.
+        """
+        if self.choices is None:
+            return self.probs_TE.argmax(-1)
+        return self.expert_N.view(-1, self.choices)[:, 0]
+
     def detach(self) -> "Routing":
         """The same routing without its graph: what a log may keep."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}

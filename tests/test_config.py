@@ -1,10 +1,12 @@
 """The recipe of a layer: what it builds, and what it refuses."""
 
 import pytest
+import torch
 
 import mixtura as mx
 from mixtura import UserError
 from mixtura.config import from_gate
+from mixtura.models.count import count_parameters
 from mixtura.routers import GShard, GShardGate, NaiveGate, Switch, SwitchGate, TopK
 
 
@@ -96,3 +98,43 @@ class TestGateDicts:
         options = {"dim": 4, "hidden": 4, "num_experts": 4, "gate": {"type": "naive", "top_k": 2}, **changed}
         with pytest.raises(UserError, match=message):
             mx.MoEConfig(**options).build()
+
+
+class TestFineGrained:
+    @pytest.mark.parametrize("bias", [False, True])
+    def test_the_same_size_in_smaller_parts(self, bias):
+        recipe = mx.MoEConfig(dim=8, hidden=12, num_experts=4, k=2, bias=bias, losses={"z": 1e-3})
+        whole, fine = recipe.build(), recipe.fine_grained(3).build()
+        assert fine.experts.up_proj.shape == (12, 8, 8)
+        assert (fine.router.num_experts, fine.router.k, fine.losses) == (12, 6, {"z": 1e-3})
+        down_biases = 8 * bias  # each part has a bias of its own behind the second product
+        sizes = [count_parameters(layer.experts).total for layer in (whole, fine)]
+        assert sizes[1] == sizes[0] + (12 - 4) * down_biases
+        counts = [count_parameters(layer) for layer in (whole, fine)]
+        assert counts[1].active == counts[0].active + (12 - 4) * 8 + (6 - 2) * down_biases
+
+    def test_parts_of_an_expert_chosen_together_are_the_expert(self):
+        recipe = mx.MoEConfig(dim=4, hidden=6, num_experts=2, k=1, router="topk")
+        with pytest.warns(UserWarning, match="with k=1 a weight"):
+            whole = recipe.build()
+        fine = recipe.fine_grained(3).build()
+        with torch.no_grad():
+            fine.router.weight.copy_(whole.router.weight.repeat_interleave(3, 0))
+            up = whole.experts.up_proj.view(2, 2, 3, 2, 4).transpose(1, 2)  # gate and up, cut into three each
+            fine.experts.up_proj.copy_(up.reshape(6, 4, 4))
+            fine.experts.down_proj.copy_(whole.experts.down_proj.view(2, 4, 3, 2).transpose(1, 2).reshape(6, 4, 2))
+        x = torch.randn(9, 4)
+        torch.testing.assert_close(3 * fine(x), whole(x))  # three parts share the weight 1
+
+    @pytest.mark.parametrize(
+        ("options", "parts", "message"),
+        [
+            ({"k": 2}, 5, "expected parts that divide hidden=12, got 5"),
+            ({"k": 2}, 0, "expected parts that divide hidden=12, got 0"),
+            ({}, 2, "expected k, and a router that takes it, got k=None with router='topk'"),
+            ({"k": 1, "router": "switch"}, 2, "got k=1 with router='switch'"),
+        ],
+    )
+    def test_what_cannot_be_cut(self, options, parts, message):
+        with pytest.raises(UserError, match=message):
+            mx.MoEConfig(dim=4, hidden=12, num_experts=4, **options).fine_grained(parts)

@@ -203,6 +203,15 @@ class TestShared:
         layer(x).sum().backward()
         assert layer.shared_gate.weight.grad.norm() > 0
 
+    def test_residual_mixture_weights_both_by_a_softmax(self):
+        layer, x = make_layer(shared_hidden=4, shared_gate="softmax"), torch.randn(5, 6)
+        alone = copy.deepcopy(layer)
+        alone.shared = None
+        share = (x @ layer.shared_gate.weight.T).softmax(-1)
+        torch.testing.assert_close(layer(x), share[:, :1] * alone(x) + share[:, 1:] * layer.shared(x))
+        layer(x).sum().backward()
+        assert layer.shared_gate.weight.grad.norm() > 0
+
 
 class TestDropIn:
     @pytest.mark.parametrize("use_reentrant", [True, False])
@@ -244,7 +253,6 @@ class TestDropIn:
         assert list(make_layer(shared_hidden=4, shared_gate="sigmoid", router="sigmoid_bias").state_dict()) == [
             "router.weight",
             "router.bias",
-            "router.pending_counts",
             "experts.up_proj",
             "experts.down_proj",
             "shared.up_proj.weight",
@@ -306,7 +314,7 @@ class TestErrors:
             ({"pooling": "median"}, "expected a pooling among sum, highest, vote, got 'median'"),
             ({"dropout": 1.0}, "expected 0 <= dropout < 1, got 1.0"),
             ({"capacity_factor": 1.0, "capacity": mx.Capacity()}, "expected capacity_factor or capacity, got both"),
-            ({"losses": {"z": 1.0, "entropy2": 1.0}}, r"expected losses among \[.*'importance', .*\], got 'entropy2'"),
+            ({"losses": {"z": 1.0, "entropy2": 1.0}}, r"expected losses among \['entropy', .*\], got 'entropy2'"),
             ({"hidden": 0}, "expected hidden of at least 1, got 0"),
             ({"activation": "tanh"}, "expected an activation among"),
         ],

@@ -10,12 +10,13 @@ Example:
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixtura.errors import UserError
-from mixtura.kernels import cpu, reference
+from mixtura.kernels import cpu, ops, reference
 from mixtura.kernels.activations import ACTIVATIONS, Activation, StackedMLP
 from mixtura.kernels.rows import RowIndex, combine_rows, gather_rows, sum_rows
 
@@ -86,4 +87,27 @@ def grouped_mlp(
         >>> grouped_mlp(torch.tensor([[3.0]]), torch.tensor([2.0]), index, experts=experts).tolist()
         [[6.0]]
     """
-    return KERNELS[_forced.get() or "cpu"](x_TD, weight_N, index, experts=experts, keep_NF=keep_NF)
+    if ops.is_traced(x_TD):
+        return ops.call("chosen", x_TD, weight_N, index=index, experts=experts, keep_NF=keep_NF)
+    return KERNELS[_choose()](x_TD, weight_N, index, experts=experts, keep_NF=keep_NF)
+
+
+def _choose() -> str:
+    return _forced.get() or "cpu"
+
+
+def _passes() -> ops.Passes:
+    name = _choose()
+    return ops.PASSES.get(name) or reference.passes_of(KERNELS[name])
+
+
+def _forward(*arguments: Any, **values: Any) -> tuple[Tensor, Tensor]:
+    return _passes().forward(*arguments, **values)
+
+
+def _backward(*arguments: Any, **values: Any) -> ops.Gradients:
+    return _passes().backward(*arguments, **values)
+
+
+# A graph names no kernel: which one runs is found when it runs, on the machine that runs it.
+ops.register("chosen", forward=_forward, backward=_backward)

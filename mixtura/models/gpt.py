@@ -17,6 +17,8 @@ from mixtura.dispatch import Policy
 from mixtura.errors import UserError
 from mixtura.experts import MLP
 from mixtura.layer import MoE
+from mixtura.losses.balance import LOSSES
+from mixtura.losses.parameters import PARAMETER_LOSSES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,8 @@ class GPTConfig:
     """H, attention heads; they divide the width into even parts."""
     hidden: int = 128
     """F, hidden width of a dense feed-forward block and of each expert."""
+    dropout: float = 0.0
+    """In training, the share of each expert's hidden units set to 0; fine-tuning takes more than pre-training."""
     activation: str = "gelu"
     """relu, gelu, silu, swiglu, geglu or clamped_swiglu."""
     num_experts: int = 16
@@ -62,7 +66,7 @@ class GPTConfig:
     shared_hidden: int = 0
     """Hidden width of an expert that every token passes; 0: none."""
     losses: Mapping[str, float] = field(
-        default_factory=lambda: {"load_balance": 1e-2, "z": 1e-3, "importance": 0.0, "load": 0.0}
+        default_factory=lambda: dict.fromkeys((*LOSSES, *PARAMETER_LOSSES), 0.0) | {"load_balance": 1e-2, "z": 1e-3}
     )
     """Losses of each mixture and their coefficients; 0: none."""
     tie_weights: bool = True
@@ -93,6 +97,7 @@ class GPTConfig:
             router=self.router,
             router_options=self.router_options,
             activation=self.activation,
+            dropout=self.dropout,
             shared_hidden=self.shared_hidden,
             capacity_factor=self.capacity_factor,
             policy=self.policy,
@@ -168,7 +173,7 @@ class Attention(nn.Module):
         # is a whole tensor of zeros around it.
         qk, v = qkv.split([2 * H, H], dim=1)
         q, k = _rotate(F.rms_norm(qk, (d,)), *rotary).to(qkv.dtype).chunk(2, dim=1)
-        is_causal = L > 1
+        is_causal = cache is None or L > 1
         if cache is not None:
             if L > 1 and cache.length:
                 raise UserError(f"expected one token at a time behind a filled cache, got {L}")
@@ -240,20 +245,33 @@ class GPT(nn.Module):
         _warn_of_the_future(self.blocks)
         self.norm = nn.RMSNorm(config.dim)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
-        cos, sin = _rotary_tables(config.context, config.dim // config.heads)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
         self._initialise()
-        if config.tie_weights:
-            self.head.weight = self.embedding.weight
+
+    def reset_parameters(self) -> None:
+        """Set everything afresh: weights, tied ones included, and rotary tables.
+
+        After `to_empty`, which leaves neither values nor ties: build on the device "meta", `to_empty`, then this.
+        """
+        for module in self.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if module is not self and reset is not None:
+                reset()
+        self._initialise()
 
     def _initialise(self) -> None:
+        """What the parts do not know of one another."""
+        device = self.embedding.weight.device
+        cos, sin = _rotary_tables(self.config.context, self.config.dim // self.config.heads)
+        self.register_buffer("cos", cos.to(device), persistent=False)
+        self.register_buffer("sin", sin.to(device), persistent=False)
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.normal_(self.head.weight, std=0.02)
         for block in self.blocks:
             assert isinstance(block, Block)
             # The residual stream starts as the embedding alone: attention adds nothing until it has learned to.
             nn.init.zeros_(block.attention.out.weight)
+        if self.config.tie_weights:
+            self.head.weight = self.embedding.weight
 
     def forward(self, ids_BL: Tensor, *, cache: KVCache | None = None) -> Tensor:
         """Token ids (B, L) to logits (B, L, V); with a cache, the tokens continue those in it."""

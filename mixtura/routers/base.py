@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import ClassVar, TypedDict, Unpack
+from typing import ClassVar, Self, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -128,6 +128,7 @@ class Router(nn.Module):
         needs_context: `MoE.forward` must be given a `context`.
         needs_sequences: tokens of different sequences must not meet, so that their number must be known.
         is_causal: in evaluation a token's routing depends on no later token, as language models need.
+        frozen: names of the parameters that `freeze` froze; None: the router learns.
 
     Shapes:
         weight: (E, D), or None with a gate of one's own; with J null experts (E + J, D).
@@ -177,6 +178,7 @@ class Router(nn.Module):
         self.noise = 1 / num_experts if isinstance(noise, str) else float(noise)
         self.init_std = 0.1 * dim**-0.5 if init_std is None else init_std
         self.null_experts = NullExperts(dim, null_experts) if null_experts else None
+        self.frozen: tuple[str, ...] | None = None
         self.gate = options.get("gate")
         has_matrix = self.has_gate and self.gate is None
         self.weight = nn.Parameter(torch.empty(self.num_logits, dim)) if has_matrix else None
@@ -288,8 +290,32 @@ class Router(nn.Module):
         """Route the tokens: (T, D) -> Routing."""
         raise TypeError(f"{type(self).__name__} defines no forward(x_TD) -> Routing for {tuple(x_TD.shape)} tokens")
 
+    def freeze(self) -> None:
+        """Stop learning and choose as in evaluation, also in training: no noise, no counting; see `freeze_routing`."""
+        if self.frozen is None:
+            self.frozen = tuple(name for name, parameter in self.named_parameters() if parameter.requires_grad)
+            self.requires_grad_(requires_grad=False)
+            self.train(self.training)
+
+    def unfreeze(self) -> None:
+        """Undo `freeze`: what it froze learns again, and the router is in the mode that its model was put into."""
+        for name in self.frozen or ():
+            self.get_parameter(name).requires_grad_()
+        if self.frozen is not None:
+            self.frozen = None
+            self.train(self._asked_mode)
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  # torch's own
+        """Switch to training mode, which a frozen router does not enter before it is unfrozen."""
+        self._asked_mode = mode
+        return super().train(mode and self.frozen is None)
+
     def observe(self, routing: Routing) -> None:
-        """See what was routed: the layer calls it once per training forward, never again under recomputation."""
+        """See what was routed: the layer calls it once per training forward, never again under recomputation.
+
+        Change buffers in place, by methods as `add_` and `copy_`: an assignment inside a recomputed region, `+=` to an
+        attribute included, breaks torch.compile's graph.
+        """
 
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""

@@ -64,6 +64,5 @@ class Hard(Router):
         logits_TE = self.logits(x_TD)
         probs_TE, expert_TK = logits_TE.softmax(-1), self.top_k(logits_TE)
         best_TK = probs_TE.gather(-1, expert_TK)
-        # In this order the forward value is 1 to the last bit; p + (1 - p) is not.
         weight_TK = 1 + (best_TK - best_TK.detach())
         return self.routing(x_TD, expert_TK, weight_TK, logits_TE=logits_TE, probs_TE=probs_TE)

@@ -38,15 +38,16 @@ class RouterCase(NamedTuple):
     """How to make a router for (dim, num_experts, k), and what it promises.
 
     `weight_sum` gives what each token's weights must add up to, from its routing, or None where nothing is promised.
-    `together` says why a token's routing depends on more than the token itself; empty: it does not. `context` makes
-    what the router must know of the tokens (..., D) beside them. `num` is E for a router that cannot have the table's.
+    `mixes` says why one token's routing depends on others in evaluation too, "" where it does not; such a router
+    promises nothing of single tokens. `context` makes what the router must know of the tokens (..., D) beside them.
+    `num` is E for a router that cannot have the table's.
     `surrogate` says why its gradient is not the derivative of its output; empty: it is.
     """
 
     make: Callable[..., Router]
     one_choice: bool = False
     weight_sum: Callable[[mx.Routing], Tensor] | None = None
-    together: str = ""
+    mixes: str = ""
     context: Callable[[Tensor], Tensor] | None = None
     num: int = E
     surrogate: str = ""
@@ -132,14 +133,14 @@ ROUTERS: dict[str, RouterCase] = {
     "sigmoid_bias raw": RouterCase(
         lambda dim, num_experts, k: SigmoidBias(dim, num_experts, k, renormalize=False), weight_sum=chosen_sigmoids
     ),
-    "expert_choice": RouterCase(ExpertChoice, together="each expert chooses among all tokens"),
+    "expert_choice": RouterCase(ExpertChoice, mixes="each expert chooses among all tokens"),
     "sinkhorn": RouterCase(Sinkhorn, weight_sum=sigmoids_or_probability),
     "base": RouterCase(
         lambda dim, num_experts, k: Base(dim, num_experts, rounds=8), one_choice=True, weight_sum=chosen_sigmoids
     ),
     "soft": RouterCase(
         lambda dim, num_experts, k: Soft(dim, num_experts, slots_per_expert=2),
-        together="each slot is a mean of all tokens",
+        mixes="each slot is a mean of all tokens",
     ),
     "topk noise": RouterCase(lambda dim, num, k: TopK(dim, num, k, noise="1/E"), weight_sum=ones),
     "topk null experts": RouterCase(
@@ -162,7 +163,7 @@ ROUTERS: dict[str, RouterCase] = {
     "hash": RouterCase(
         lambda dim, num, k: Hash(dim, num, k, vocab_size=50), weight_sum=ones, context=number_by_content
     ),
-    "random": RouterCase(Random, weight_sum=ones, together="every forward draws anew"),
+    "random": RouterCase(Random, weight_sum=ones, mixes="every forward draws anew"),
     "hierarchical": RouterCase(tree, weight_sum=chosen_probability, num=6),
     "hierarchical renormalised": RouterCase(
         lambda dim, num, k: tree(dim, num, k, renormalize=True), weight_sum=ones, num=6
@@ -180,22 +181,48 @@ ROUTERS: dict[str, RouterCase] = {
     "naive_gate paddle": RouterCase(
         lambda dim, num, k: NaiveGate(dim, num, k, dialect="paddle"), weight_sum=chosen_logits
     ),
-    "gshard_gate": RouterCase(
-        lambda dim, num, k: GShardGate(dim, num), weight_sum=share_of_the_best_two, together=FULL
-    ),
+    "gshard_gate": RouterCase(lambda dim, num, k: GShardGate(dim, num, capacity=(0.6, 0.6)), mixes=FULL),
     "gshard_gate paddle": RouterCase(
-        lambda dim, num, k: GShardGate(dim, num, dialect="paddle"), weight_sum=chosen_logits, together=FULL
+        lambda dim, num, k: GShardGate(dim, num, dialect="paddle", capacity=(0.3, 0.3)),
+        weight_sum=chosen_logits,
+        mixes=FULL,
     ),
     "switch_gate": RouterCase(
-        lambda dim, num, k: SwitchGate(dim, num), one_choice=True, weight_sum=chosen_probability, together=FULL
+        lambda dim, num, k: SwitchGate(dim, num, capacity=(0.6, 0.6)),
+        one_choice=True,
+        weight_sum=chosen_probability,
+        mixes=FULL,
     ),
 }
+
+
+class Sequence(nn.Module):
+    """Rows as sequences of one token, for experts that read sequences."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """(N, D) -> (N, D)."""
+        is_recurrent = isinstance(self.module, nn.GRU)
+        y = self.module(x_ND.unsqueeze(0 if is_recurrent else 1))
+        return y[0][0] if is_recurrent else y[:, 0]
+
 
 EXPERTS: dict[str, Callable[[int], nn.Module]] = {
     "swiglu": lambda num: mx.GroupedMLP(num_experts=num, dim=D, hidden=8),
     "gelu with bias": lambda num: mx.GroupedMLP(num_experts=num, dim=D, hidden=7, activation="gelu", bias=True),
     "modules": lambda num: mx.ModuleExperts(
         [nn.Linear(D, D) if e % 2 else mx.MLP(dim=D, hidden=5 + e) for e in range(num)]
+    ),
+    "recurrent and attention": lambda num: mx.ModuleExperts(
+        [
+            Sequence(nn.TransformerEncoderLayer(D, 2, 8, dropout=0.0, batch_first=True))
+            if e % 2
+            else Sequence(nn.GRU(D, D))
+            for e in range(num)
+        ]
     ),
 }
 

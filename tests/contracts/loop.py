@@ -13,7 +13,8 @@ from mixtura.routing import SlotRouting
 def one_expert(experts, e: int, x_1D: Tensor) -> Tensor:
     """Expert e on one token."""
     if isinstance(experts, mx.ModuleExperts):
-        return experts[e](x_1D)
+        row = x_1D if experts.row_shape is None else x_1D.unflatten(1, experts.row_shape)
+        return experts[e](row).flatten(1)
     up_bias = None if experts.up_bias is None else experts.up_bias[e]
     down_bias = None if experts.down_bias is None else experts.down_bias[e]
     z = torch.nn.functional.linear(x_1D, experts.up_proj[e], up_bias)

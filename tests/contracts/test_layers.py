@@ -19,7 +19,7 @@ routers = pytest.mark.parametrize("router", ROUTERS)
 experts = pytest.mark.parametrize("experts", EXPERTS)
 policies = pytest.mark.parametrize("policy", POLICIES)
 # Routers that route each token by itself; of the others the table says why they do not.
-apart = pytest.mark.parametrize("router", [name for name, case in ROUTERS.items() if not case.together])
+token_wise = pytest.mark.parametrize("router", [name for name, case in ROUTERS.items() if not case.mixes])
 # Every kind of experts and every policy, without all pairs of them.
 each_once = pytest.mark.parametrize(
     ("experts", "policy"), [(kind, "dropless") for kind in EXPERTS] + [("swiglu", policy) for policy in [*POLICIES][1:]]
@@ -113,7 +113,7 @@ def test_the_output_is_shaped_like_the_input(router, experts, shape):
     assert x.grad.isfinite().all()
 
 
-@apart
+@token_wise
 @experts
 def test_permuting_the_tokens_permutes_the_output(router, experts):
     layer, x, order = build(router, experts).eval(), torch.randn(T, D), torch.randperm(T)
@@ -147,7 +147,7 @@ def test_extremes(router, experts, policy, tokens, num, k):
     assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
 
 
-@apart
+@token_wise
 @each_once
 def test_all_tokens_to_one_expert(router, experts, policy):
     layer, x = build(router, experts, policy), torch.randn(1, D).expand(T, D).contiguous().requires_grad_()
@@ -161,7 +161,7 @@ def test_all_tokens_to_one_expert(router, experts, policy):
     assert x.grad.isfinite().all()
 
 
-@apart
+@token_wise
 @experts
 def test_a_nan_poisons_its_own_token_only(router, experts):
     layer, x = build(router, experts).eval(), torch.randn(T, D)
@@ -215,7 +215,7 @@ def test_half_precision_stays_close_to_fp32(router, experts, policy, dtype):
     assert all(p.grad is None or p.grad.isfinite().all() for p in rounded.parameters())
 
 
-@apart
+@token_wise
 @experts
 def test_micro_batches_accumulate_to_the_whole(router, experts):
     layer, x = build(router, experts).eval(), torch.randn(12, D)
@@ -229,7 +229,7 @@ def test_micro_batches_accumulate_to_the_whole(router, experts):
             torch.testing.assert_close(p.grad, whole[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
-@apart
+@token_wise
 def test_losses_that_are_means_over_tokens_accumulate_too(router):
     layer, x = build(router, losses={"z": 0.1}), torch.randn(12, D)
     layer.router.eval()  # no noise, jitter or balance over the batch; the losses still act

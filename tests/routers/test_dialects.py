@@ -125,6 +125,19 @@ class TestSwitch:
         torch.testing.assert_close(routing.probs_TE, routing.logits_TE.softmax(-1))
 
 
+@pytest.mark.parametrize("capacity", [0, 1, 3, 7])
+def test_pruning_is_the_loops(capacity):
+    for _ in range(20):
+        expert_TK, mask_T = torch.rand(9, 4).topk(2).indices, torch.rand(9) < 0.7
+        used, expected = [0] * 4, []
+        for experts, is_real in zip(expert_TK.tolist(), mask_T.tolist(), strict=True):
+            expected.append([])
+            for e in experts:
+                expected[-1].append(e if is_real and used[e] < capacity else -1)
+                used[e] += is_real
+        assert prune(expert_TK, num_experts=4, capacity=capacity, mask_T=mask_T).tolist() == expected
+
+
 def test_pruning_nothing_and_everything():
     expert_TK = torch.tensor([[0, 1], [1, 2]])
     assert prune(expert_TK, num_experts=3, capacity=2).tolist() == [[0, 1], [1, 2]]

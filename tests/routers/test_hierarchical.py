@@ -80,6 +80,7 @@ def test_probabilities_sum_to_one_at_any_depth():
     torch.testing.assert_close(probs_TE.sum(-1), torch.ones(9))
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("renormalize", [False, True])
 def test_hopeless_live_weights_of_a_replay_are_finite(renormalize):
     router = Hierarchical(1, 4, branching=(2, 2), k=(1, 1), renormalize=renormalize)
@@ -92,7 +93,8 @@ def test_hopeless_live_weights_of_a_replay_are_finite(renormalize):
         routing = router(torch.eye(1))
     assert routing.expert_N.tolist() == [0]
     assert routing.weight_N.item() == (1.0 if renormalize else 0.0)
-    routing.weight_N.sum().backward()
+    with torch.autograd.detect_anomaly():  # an error where a NaN is met on the way, though it be masked later
+        routing.weight_N.sum().backward()
     assert router.weight.grad.isfinite().all()
 
 

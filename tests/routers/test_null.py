@@ -73,6 +73,22 @@ def test_a_threshold_counts_them():
     assert rows(routing.expert_N, 2) == [[2, -1], [0, 2]]
 
 
+def test_a_replay_chooses_them_again():
+    recipe = mx.MoEConfig(dim=4, hidden=4, num_experts=3, router="top_p", router_options={"null_experts": {"copy": 2}})
+    layer, x = recipe.build(), torch.randn(40, 4)
+    torch.nn.init.normal_(layer.router.weight)
+    with mx.record(layer) as log:
+        layer(x)
+    torch.nn.init.normal_(layer.router.weight)
+    with mx.replay(layer, log), mx.record(layer) as again:
+        layer(x)
+    then, now = log[""][0].routing, again[""][0].routing
+    assert torch.equal(then.expert_N, now.expert_N)
+    assert (now.expert_N > 2).any()
+    share_T1 = now.weight_N.masked_fill(now.expert_N < 3, 0).view(40, 3).sum(-1, keepdim=True)
+    torch.testing.assert_close(now.bypass_TD, share_T1 * x)
+
+
 def test_every_parameter_learns():
     router = TopK(4, 2, 2, null_experts={"zero": 1, "copy": 1, "constant": 1}, init_std=1.0)
     router(torch.randn(50, 4)).bypass_TD.square().sum().backward()
