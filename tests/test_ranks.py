@@ -40,8 +40,8 @@ def one_rank(rank, folder):
     model = nn.parallel.DistributedDataParallel(layer)
     controlled = mx.BalanceController(layer, loss="global_load_balance", target=1.1)
     with mx.record(layer) as log:
-        with model.no_sync():
-            model(inputs()[rank][0]).sum().backward()
+        # Before the second forward the wrapper sends the first rank's buffers to all (behind no_sync it would not).
+        model(inputs()[rank][0]).sum().backward()
         with mx.collect_losses(layer) as losses:
             y = model(inputs()[rank][1])
         (y.sum() + losses.total()).backward()
