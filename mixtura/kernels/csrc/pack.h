@@ -18,6 +18,12 @@ struct Rows {
 
 // Rows [r0, r1) with the depth along them: row i at dst + i * AR. Elements from `begin`, as many as `words` hold; past
 // the row's end there are zeros.
+constexpr int64_t AHEAD = 4;  // rows, or lines of one row, that are asked for in advance
+
+MIXTURA_INLINE void prefetch(const void* begin, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)begin + i);
+}
+
 template <class T>
 static void pack_rows(float* dst, const Rows<T>& src, int64_t r0, int64_t r1, int64_t k0, int64_t words) {
   const int64_t begin = k0 * Words<T>::PER, left = src.width - begin;
@@ -25,6 +31,12 @@ static void pack_rows(float* dst, const Rows<T>& src, int64_t r0, int64_t r1, in
     const T* row = Rows<T>::at(src, n) + begin;
     for (int64_t k = 0; k < words; k += W) *(Vu*)(dst + k) = Words<T>::load(row + k * Words<T>::PER, left - k * Words<T>::PER);
   }
+}
+
+// One row, zeros up to `words`.
+template <class T>
+static void pack_row(float* dst, const T* row, int64_t width, int64_t words) {
+  for (int64_t k = 0; k < words; k += W) *(Vu*)(dst + k) = Words<T>::load(row + k * Words<T>::PER, width - k * Words<T>::PER);
 }
 
 // Interleave rows that are neighbours along the depth where words hold two elements.
@@ -56,6 +68,8 @@ static void pack_panels(float* dst, const Rows<T>& src, int64_t first, int64_t e
     const int64_t n = (k0 + k) * Words<T>::PER;
     const T* row = Rows<T>::at(src, first + n) + c0;
     const T* next = Words<T>::PER == 2 && n + 1 < end ? Rows<T>::at(src, first + n + 1) + c0 : nullptr;
+    if (n + AHEAD * Words<T>::PER < end) prefetch(Rows<T>::at(src, first + n + AHEAD * Words<T>::PER) + c0, columns * sizeof(T));
+    if (Words<T>::PER == 2 && n + 2 * AHEAD + 1 < end) prefetch(Rows<T>::at(src, first + n + 2 * AHEAD + 1) + c0, columns * sizeof(T));
     float* to = dst + k * WIDTH;
     for (int64_t c = 0; c < columns; c += WIDTH, to += words * WIDTH)
       for (int v = 0; v < WIDTH; v += W) {
@@ -124,6 +138,8 @@ static void pack_transposed(float* dst, const T* src, int64_t width, int64_t k0,
 #pragma GCC unroll 16
       for (int i = 0; i < W; i++)
         v[i] = c + i < columns ? Words<T>::load(src + (c + i) * width + begin + k * Words<T>::PER, left - k * Words<T>::PER) : V{};
+      for (int i = 0; i < W && c + i < columns; i++)
+        __builtin_prefetch(src + (c + i) * width + begin + k * Words<T>::PER + AHEAD * 64 / (int64_t)sizeof(T));
       transpose(v);
       const int64_t lanes = words - k < W ? words - k : W;
       for (int64_t i = 0; i < lanes; i++) *(Vu*)(to + (k + i) * NR) = v[i];

@@ -6,7 +6,7 @@
 #pragma once
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -61,6 +61,32 @@ MIXTURA_INLINE V load(const Bf16* p) { return widen(*(const Hu*)p); }
 MIXTURA_INLINE void store(float* p, V value) { *(Vu*)p = value; }
 MIXTURA_INLINE void store(Bf16* p, V value) { *(Hu*)p = narrow(value); }
 
+// Past the caches: what is written once and is larger than they are would only push other data out, after having been
+// read for nothing. Wants addresses that are multiples of a vector; the writer ends with `stream_fence`.
+MIXTURA_INLINE void stream(float* p, V value) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, (__m512)value);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, (__m256)value);
+#else
+  store(p, value);
+#endif
+}
+MIXTURA_INLINE void stream(Bf16* p, V value) {
+#if defined(__AVX512F__)
+  _mm256_stream_si256((__m256i*)p, (__m256i)narrow(value));
+#elif defined(__AVX2__)
+  _mm_stream_si128((__m128i*)p, (__m128i)narrow(value));
+#else
+  store(p, value);
+#endif
+}
+MIXTURA_INLINE void stream_fence() {
+#if defined(__AVX512F__) || defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 // The first n of W elements; the other lanes are zero.
 template <class T>
 MIXTURA_INLINE V load(const T* p, int64_t n) {
@@ -103,6 +129,7 @@ struct Words {
   MIXTURA_INLINE V load(const T* p) { return MIXTURA_VARIANT::load(p); }
   MIXTURA_INLINE V load(const T* p, int64_t n) { return MIXTURA_VARIANT::load(p, n); }
   MIXTURA_INLINE V multiply_add(float a, V b, V c) { return c + b * a; }
+  MIXTURA_INLINE V multiply_add(V a, V b, V c) { return c + b * a; }
 };
 
 #if defined(__AVX512BF16__)
@@ -118,6 +145,9 @@ struct Words<Bf16> {
   }
   MIXTURA_INLINE V multiply_add(float a, V b, V c) {
     return (V)_mm512_dpbf16_ps((__m512)c, (__m512bh)_mm512_set1_ps(a), (__m512bh)b);
+  }
+  MIXTURA_INLINE V multiply_add(V a, V b, V c) {
+    return (V)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
   }
 };
 #endif

@@ -22,6 +22,26 @@ struct Operands {
   Rows<T> dz() const { return {(const T*)p.dz, U, nullptr}; }
 };
 
+constexpr int64_t FEW_ROWS = 24;            // up to here a matrix is read in place instead of being transposed into panels
+constexpr int64_t LARGE_BYTES = 16 << 20;  // a result that no cache holds
+
+// m rows times a matrix whose rows are the depth's vectors, for few rows: parts of `columns` rows each, `part_rows` apart.
+template <class T, class Done>
+static void few_rows(const Rows<T>& x, int64_t r0, int64_t m, const T* matrix, int64_t part_rows, int parts, int64_t columns,
+                     float* scratch, Done done) {
+  const int64_t lda = (words_of<T>(x.width) + W - 1) / W * W, ldc = parts * panels_of(columns) * NR;
+  for (int64_t i = 0; i < m; i++) pack_row(scratch + i * lda, Rows<T>::at(x, r0 + i), x.width, lda);
+  float* c = scratch + B_WORDS;
+  for (int part = 0; part < parts; part++)
+    dot_products(scratch, lda, m, matrix + part * part_rows * x.width, x.width, columns, c + part * panels_of(columns) * NR, ldc);
+  done(c, ldc, 0, m);
+}
+
+template <class T>
+MIXTURA_INLINE bool is_few(int64_t m, int64_t depth) {
+  return m <= FEW_ROWS && m * (words_of<T>(depth) + W) <= B_WORDS;
+}
+
 // z = x up^T + bias, kept; a = activation(z) * weight. x is gathered while it is packed.
 template <class T, int KIND>
 static void run_up(const Operands<T>& o, float* scratch) {
@@ -62,7 +82,9 @@ static void run_up(const Operands<T>& o, float* scratch) {
       }
     }
   };
-  product<T, false>(t.r1 - t.r0, words_of<T>(o.D), panels, scratch, pack_a, pack_b, done);
+  const int64_t m = t.r1 - t.r0;
+  if (is_few<T>(t.count, o.D)) return few_rows(o.x(), t.r0, m, o.up() + t.c0 * o.D, F, gated ? 2 : 1, columns, scratch, done);
+  product<T, false>(m, words_of<T>(o.D), panels, scratch, Direct{}, pack_a, pack_b, done);
 }
 
 // da = dy down; from it and z: dz (times weight), a (times weight), and this block's part of dweight = <da, a>.
@@ -107,7 +129,7 @@ static void run_hidden(const Operands<T>& o, float* scratch) {
       part[n] = sum(dweight);
     }
   };
-  product<T, false>(t.r1 - t.r0, words_of<T>(o.D), panels_of(columns), scratch, pack_a, pack_b, done);
+  product<T, false>(t.r1 - t.r0, words_of<T>(o.D), panels_of(columns), scratch, Direct{}, pack_a, pack_b, done);
 }
 
 // Finished strips go to rows of a matrix, plus a bias times the row's weight where there is one.
@@ -122,6 +144,17 @@ MIXTURA_INLINE void store_strip(const float* c, int64_t ldc, int64_t i0, int64_t
     }
 }
 
+template <class T>
+MIXTURA_INLINE bool is_aligned(const T* p, int64_t width, int64_t columns) {
+  return (uintptr_t)p % 64 == 0 && width * sizeof(T) % 64 == 0 && columns % NR == 0;
+}
+
+MIXTURA_INLINE Direct direct(float* out, int64_t width, int64_t columns, bool large) {
+  if (columns % NR) return {};
+  return {out, width, large && is_aligned(out, width, columns)};
+}
+MIXTURA_INLINE Direct direct(Bf16*, int64_t, int64_t, bool) { return {}; }
+
 // y = a down^T + weight * bias.
 template <class T>
 static void run_down(const Operands<T>& o, float* scratch) {
@@ -129,13 +162,16 @@ static void run_down(const Operands<T>& o, float* scratch) {
   const int64_t columns = t.c1 - t.c0;
   const T* bias = o.p.down_bias ? (const T*)o.p.down_bias + o.e * o.D + t.c0 : nullptr;
   T* out = (T*)o.p.y + t.r0 * o.D + t.c0;
+  const auto done = [&](const float* c, int64_t ldc, int64_t i0, int64_t i1) {
+    store_strip(c, ldc, i0, i1, out, o.D, columns, bias, o.p.weight + t.r0);
+  };
+  const T* down = o.down() + t.c0 * o.F;
+  const int64_t m = t.r1 - t.r0;
+  if (is_few<T>(t.count, o.F)) return few_rows(o.a(), t.r0, m, down, 0, 1, columns, scratch, done);
   product<T, false>(
-      t.r1 - t.r0, words_of<T>(o.F), panels_of(columns), scratch,
+      m, words_of<T>(o.F), panels_of(columns), scratch, bias ? Direct{} : direct(out, o.D, columns, false),
       [&](float* to, int64_t i0, int64_t i1, int64_t k, int64_t words) { pack_rows(to, o.a(), t.r0 + i0, t.r0 + i1, k, words); },
-      [&](float* to, int64_t k, int64_t words) { pack_transposed(to, o.down() + t.c0 * o.F, o.F, k, words, columns); },
-      [&](const float* c, int64_t ldc, int64_t i0, int64_t i1) {
-        store_strip(c, ldc, i0, i1, out, o.D, columns, bias, o.p.weight + t.r0);
-      });
+      [&](float* to, int64_t k, int64_t words) { pack_transposed(to, down, o.F, k, words, columns); }, done);
 }
 
 // The input's gradient by row: dx_rows = dz up.
@@ -145,7 +181,7 @@ static void run_input(const Operands<T>& o, float* scratch) {
   const int64_t columns = t.c1 - t.c0;
   T* out = (T*)o.p.dx_rows + t.r0 * o.D + t.c0;
   product<T, false>(
-      t.r1 - t.r0, words_of<T>(o.U), panels_of(columns), scratch,
+      t.r1 - t.r0, words_of<T>(o.U), panels_of(columns), scratch, direct(out, o.D, columns, false),
       [&](float* to, int64_t i0, int64_t i1, int64_t k, int64_t words) { pack_rows(to, o.dz(), t.r0 + i0, t.r0 + i1, k, words); },
       [&](float* to, int64_t k, int64_t words) {
         pack_panels<NR>(to, Rows<T>{o.up(), o.D, nullptr}, 0, o.U, k, words, t.c0, columns);
@@ -165,8 +201,9 @@ static void run_outer(const Operands<T>& o, const Rows<T>& left, const Rows<T>& 
     for (int64_t i = 0; i < t.r1 - t.r0; i++) memset(out + i * right.width, 0, columns * sizeof(T));
     return;
   }
+  const bool large = o.p.experts * left.width * right.width * (int64_t)sizeof(T) >= LARGE_BYTES;
   product<T, true>(
-      t.r1 - t.r0, words_of<T>(t.count), panels_of(columns), scratch,
+      t.r1 - t.r0, words_of<T>(t.count), panels_of(columns), scratch, direct(out, right.width, columns, large),
       [&](float* to, int64_t i0, int64_t i1, int64_t k, int64_t words) {
         pack_panels<SW>(to, left, t.first, t.count, k, words, t.r0 + i0, i1 - i0);
       },

@@ -48,7 +48,7 @@ static void run(const MixturaProblem& problem, const Task& task, float* scratch)
 static int64_t columns(int64_t depth, int dtype) {
   const int64_t words = dtype == MIXTURA_F32 ? depth : words_of<Bf16>(depth);
   const int64_t room = B_WORDS / smaller(words < 1 ? 1 : words, KS) / NR;
-  return smaller(room, 256 / NR) * NR;
+  return smaller(room, 512 / NR) * NR;
 }
 
 extern const Variant variant;
