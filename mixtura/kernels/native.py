@@ -26,7 +26,8 @@ VARIABLE = "MIXTURA_NATIVE"  # names the variant that must run, or "off"
 _sizes = ("tokens", "rows", "experts", "dim", "hidden", "choices")
 _modes = ("dtype", "activation", "threads", "reserved")
 _inputs = ("token", "count", "slot", "x", "weight", "up", "down", "up_bias", "down_bias", "keep")
-_backward = ("dz", "parts", "dx_rows", "dx", "dweight", "dup", "ddown", "dup_bias", "ddown_bias")
+_backward = ("dx_rows", "dx", "dweight", "dup", "ddown", "dup_bias", "ddown_bias")
+_scratch = ("a", "dz", "parts")
 
 
 class _Problem(ctypes.Structure):
@@ -35,9 +36,9 @@ class _Problem(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in _sizes),
         *((name, ctypes.c_int32) for name in _modes),
-        *((name, ctypes.c_void_p) for name in (*_inputs, "z", "a", "y", "dy")),
+        *((name, ctypes.c_void_p) for name in (*_inputs, "z", "y", "dy")),
         ("dy_by_token", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in _backward),
+        *((name, ctypes.c_void_p) for name in (*_backward, *_scratch)),
     )
 
 
@@ -79,7 +80,6 @@ def library() -> Library:
         return Library(None, (), f"its library does not load: {error}")
     if sources != build.fingerprint():
         return Library(None, (), "its library was compiled from other sources; run `python -m mixtura.kernels.build`")
-    functions.mixtura_parts.restype = ctypes.c_int64
     names = map(functions.mixtura_variant, count())
     return Library(functions, tuple(name.decode() for name in takewhile(bool, names)), "")
 
@@ -166,9 +166,9 @@ def _problem(x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: Stacke
     )
 
 
-def _call(name: str, problem: _Problem) -> int:
-    result: int = getattr(library().functions, name)(ctypes.byref(problem), variant().encode())
-    return result
+def _call(name: str, problem: _Problem) -> None:
+    if getattr(library().functions, name)(ctypes.byref(problem), variant().encode()):
+        raise RuntimeError(f"{name} found no variant {variant()!r}")
 
 
 def _dense(experts: StackedMLP) -> StackedMLP:
@@ -180,8 +180,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None]:
     """The output rows, and z where the backward pass will want it."""
     x, weight = x_TD.contiguous(), weight_N.float().contiguous()
-    N, (_, D, F) = index.token_N.shape[0], experts.down.shape
-    buffers = {"a": x.new_empty(N, F), "y": x.new_empty(N, D)}
+    N = index.token_N.shape[0]
+    buffers = {"y": x.new_empty(N, experts.down.shape[1])}
     if keep_NF is not None:
         buffers["keep"] = keep_NF = keep_NF.contiguous()
     if save:
@@ -243,25 +243,17 @@ def _gradients(
     buffers: dict[str, Tensor],
 ) -> tuple[Tensor | None, ...]:
     """The gradients of x, the weights and the four matrices; None where they are not wanted."""
-    N, (_, D, F) = index.token_N.shape[0], experts.down.shape
-    leaves: dict[str, Any] = {"dx_rows": x_TD, "dweight": weight_N, "dup": experts.up, "ddown": experts.down}
+    N = index.token_N.shape[0]
+    leaves: dict[str, Any] = {"dx": x_TD, "dweight": weight_N, "dup": experts.up, "ddown": experts.down}
     leaves |= {"dup_bias": experts.up_bias, "ddown_bias": experts.down_bias}
     out = {name: torch.empty_like(leaf) for (name, leaf), want in zip(leaves.items(), wanted, strict=False) if want}
-    if "dx_rows" in out:
-        out["dx_rows"] = x_TD.new_empty(N, D)
-        if index.slot_TK is not None:
-            out["dx"] = torch.empty_like(x_TD)
+    if "dx" in out and index.slot_TK is None:
+        out["dx_rows"] = x_TD.new_empty(N, out.pop("dx").shape[1])
     if "dweight" in out:
         out["dweight"] = weight_N.new_empty(N, dtype=torch.float32)
-    scratch = {"dz": torch.empty_like(buffers["z"]), "a": x_TD.new_empty(N, F)}
     weight = weight_N.float().contiguous()
-    problem = _problem(x_TD, weight, index, experts=experts, **buffers, **scratch, **out)
-    parts = weight_N.new_empty(_call("mixtura_parts", problem), N, dtype=torch.float32)
-    problem.parts = parts.data_ptr()
-    _call("mixtura_backward", problem)
-    dx_TD = out.get("dx")
-    if "dx_rows" in out and dx_TD is None:
-        dx_TD = sum_rows(out["dx_rows"], index)
+    _call("mixtura_backward", _problem(x_TD, weight, index, experts=experts, **buffers, **out))
+    dx_TD = sum_rows(out["dx_rows"], index) if "dx_rows" in out else out.get("dx")
     dweight_N = out["dweight"].to(weight_N.dtype) if "dweight" in out else None
     return dx_TD, dweight_N, *(out.get(name) for name in ("dup", "ddown", "dup_bias", "ddown_bias"))
 

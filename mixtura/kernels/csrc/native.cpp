@@ -77,6 +77,40 @@ struct Scratch {
 };
 thread_local Scratch scratch;
 
+// Scratch of a whole call, kept for the next: fresh pages cost more than the work on them. What is larger than most
+// calls want goes back.
+struct Arena {
+  char* data = nullptr;
+  int64_t size = 0, used = 0;
+  ~Arena() { free(data); }
+  void reserve(int64_t bytes) {
+    used = 0;
+    if (bytes <= size) return;
+    free(data);
+    const int64_t large_page = 2 << 20;
+    size = (bytes + large_page - 1) / large_page * large_page;
+    data = static_cast<char*>(aligned_alloc(large_page, size));
+    if (!data) abort();
+    prefer_large_pages(data, size);
+  }
+  char* take(int64_t bytes) {
+    char* begin = data + used;
+    used += (bytes + 63) / 64 * 64;
+    return begin;
+  }
+  void shrink() {
+    if (size <= KEPT_BYTES) return;
+    free(data);
+    data = nullptr;
+    size = 0;
+  }
+  static constexpr int64_t KEPT_BYTES = 128 << 20;
+};
+thread_local Arena arena;
+
+// Hidden values of one chunk of experts: about what the last cache holds.
+constexpr int64_t CHUNK_BYTES = 24 << 20;
+
 struct Work {
   const MixturaProblem& problem;
   const Variant& variant;
@@ -113,6 +147,12 @@ void clear_tail(const MixturaProblem& p, void* rows, int64_t width) {
   if (rows && used < p.rows) memset(static_cast<char*>(rows) + used * width, 0, (p.rows - used) * width);
 }
 
+int64_t most_rows(const std::vector<Chunk>& parts) {
+  int64_t most = 0;
+  for (const Chunk& chunk : parts) most = std::max(most, chunk.rows);
+  return most;
+}
+
 }  // namespace
 
 #pragma GCC visibility push(default)
@@ -130,37 +170,49 @@ int mixtura_has_threads() { return parallel() != nullptr; }
 // A hash of the sources, so that a library built from others is noticed.
 const char* mixtura_sources() { return MIXTURA_SOURCES; }
 
-int64_t mixtura_parts(const MixturaProblem* p, const char* name) {
-  const Variant* v = find(name);
-  return v ? hidden_blocks(*p, *v) : -1;
-}
-
-int mixtura_forward(const MixturaProblem* p, const char* name) {
+int mixtura_forward(const MixturaProblem* problem, const char* name) {
   const Variant* v = find(name);
   if (!v) return 1;
-  prefer_large_pages(p->z, p->rows * up_columns(*p) * element(*p));
-  prefer_large_pages(p->a, p->rows * p->hidden * element(*p));
-  prefer_large_pages(p->y, p->rows * p->dim * element(*p));
-  clear_tail(*p, p->y, p->dim * element(*p));
-  run(*p, *v, forward_up(*p, *v));
-  run(*p, *v, forward_down(*p, *v));
+  MixturaProblem p = *problem;
+  const int64_t width = p.hidden * element(p);
+  prefer_large_pages(p.z, p.rows * up_columns(p) * element(p));
+  prefer_large_pages(p.y, p.rows * p.dim * element(p));
+  clear_tail(p, p.y, p.dim * element(p));
+  const auto parts = chunks(p, CHUNK_BYTES / width);
+  arena.reserve(most_rows(parts) * width);
+  for (const Chunk& chunk : parts) {
+    p.a = arena.data - chunk.first * width;
+    run(p, *v, forward_up(p, *v, chunk));
+    run(p, *v, forward_down(p, *v, chunk));
+  }
+  arena.shrink();
   return 0;
 }
 
-int mixtura_backward(const MixturaProblem* p, const char* name) {
+int mixtura_backward(const MixturaProblem* problem, const char* name) {
   const Variant* v = find(name);
   if (!v) return 1;
-  const int64_t matrix = p->experts * p->dim * p->hidden * element(*p);
-  prefer_large_pages(p->dz, p->rows * up_columns(*p) * element(*p));
-  prefer_large_pages(p->a, p->rows * p->hidden * element(*p));
-  prefer_large_pages(p->dx_rows, p->rows * p->dim * element(*p));
-  prefer_large_pages(p->dup, p->experts * p->dim * up_columns(*p) * element(*p));
-  prefer_large_pages(p->ddown, matrix);
-  clear_tail(*p, p->dx_rows, p->dim * element(*p));
-  clear_tail(*p, p->dweight, sizeof(float));
-  run(*p, *v, backward_hidden(*p, *v));
-  run(*p, *v, backward_rest(*p, *v));
-  if (p->dx) run(*p, *v, backward_tokens(*p, *v));
+  MixturaProblem p = *problem;
+  const int64_t U = up_columns(p), width = p.hidden * element(p), dz_width = U * element(p);
+  prefer_large_pages(p.dup, p.experts * p.dim * U * element(p));
+  prefer_large_pages(p.ddown, p.experts * p.dim * width);
+  const auto parts = chunks(p, CHUNK_BYTES / (width + dz_width));
+  const int64_t rows = most_rows(parts), sums = hidden_blocks(p, *v) * p.rows * sizeof(float);
+  const int64_t row_bytes = p.dx ? p.rows * p.dim * element(p) : 0;
+  arena.reserve(rows * (width + dz_width) + sums + row_bytes + 4 * 64);
+  char *a = arena.take(rows * width), *dz = arena.take(rows * dz_width);
+  p.parts = reinterpret_cast<float*>(arena.take(sums));
+  if (p.dx) p.dx_rows = arena.take(row_bytes);
+  clear_tail(p, p.dx_rows, p.dim * element(p));
+  clear_tail(p, p.dweight, sizeof(float));
+  for (const Chunk& chunk : parts) {
+    p.a = a - chunk.first * width;
+    p.dz = dz - chunk.first * dz_width;
+    run(p, *v, backward_hidden(p, *v, chunk));
+    run(p, *v, backward_rest(p, *v, chunk));
+  }
+  if (p.dx) run(p, *v, backward_tokens(p, *v));
+  arena.shrink();
   return 0;
 }
 

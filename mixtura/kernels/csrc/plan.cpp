@@ -12,7 +12,8 @@ constexpr int64_t ROWS_OF_SMALL_TASKS = 256;  // where there is no product: rows
 struct Planner {
   const MixturaProblem& p;
   const Variant& v;
-  std::vector<Task> tasks;
+  Chunk chunk;
+  std::vector<Task> tasks = {};
   double target = 0;
 
   // One product of every expert: (rows, depth) x (depth, columns), rows or depth being the expert's count.
@@ -67,8 +68,8 @@ struct Planner {
 
   template <class Add>
   void each_expert(Add add_expert) {
-    int64_t first = 0;
-    for (int64_t e = 0; e < p.experts; e++) {
+    int64_t first = chunk.first;
+    for (int64_t e = chunk.begin; e < chunk.end; e++) {
       add_expert(e, first, p.count[e]);
       first += p.count[e];
     }
@@ -77,7 +78,7 @@ struct Planner {
   void products(const std::vector<Shape>& shapes) {
     double total = 0;
     for (const Shape& s : shapes)
-      for (int64_t e = 0; e < p.experts; e++) total += cost(s, p.count[e]);
+      for (int64_t e = chunk.begin; e < chunk.end; e++) total += cost(s, p.count[e]);
     target = total / (TASKS_PER_THREAD * std::max(p.threads, 1));
     for (const Shape& s : shapes) each_expert([&](int64_t e, int64_t first, int64_t count) { add(s, e, first, count); });
   }
@@ -103,30 +104,40 @@ int64_t assigned_rows(const MixturaProblem& p) {
 }
 
 int64_t hidden_blocks(const MixturaProblem& p, const Variant& v) {
-  const int64_t width = Planner{p, v, {}}.block(hidden_shape(p), p.dim);
+  const int64_t width = Planner{p, v, Chunk{}}.block(hidden_shape(p), p.dim);
   return (p.hidden + width - 1) / width;
 }
 
-std::vector<Task> forward_up(const MixturaProblem& p, const Variant& v) {
-  Planner plan{p, v, {}};
+std::vector<Chunk> chunks(const MixturaProblem& p, int64_t most_rows) {
+  std::vector<Chunk> found;
+  for (int64_t e = 0, first = 0; e < p.experts; first += p.count[e], e++) {
+    if (found.empty() || found.back().rows + p.count[e] > most_rows) found.push_back({e, e, first, 0});
+    found.back().end = e + 1;
+    found.back().rows += p.count[e];
+  }
+  return found;
+}
+
+std::vector<Task> forward_up(const MixturaProblem& p, const Variant& v, const Chunk& chunk) {
+  Planner plan{p, v, chunk};
   plan.products({{UP, -1, p.dim, p.hidden, is_gated(p.activation) ? 2 : 1}});
   return plan.sorted();
 }
 
-std::vector<Task> forward_down(const MixturaProblem& p, const Variant& v) {
-  Planner plan{p, v, {}};
+std::vector<Task> forward_down(const MixturaProblem& p, const Variant& v, const Chunk& chunk) {
+  Planner plan{p, v, chunk};
   plan.products({{DOWN, -1, p.hidden, p.dim, 1}});
   return plan.sorted();
 }
 
-std::vector<Task> backward_hidden(const MixturaProblem& p, const Variant& v) {
-  Planner plan{p, v, {}};
+std::vector<Task> backward_hidden(const MixturaProblem& p, const Variant& v, const Chunk& chunk) {
+  Planner plan{p, v, chunk};
   plan.products({hidden_shape(p)});
   return plan.sorted();
 }
 
-std::vector<Task> backward_rest(const MixturaProblem& p, const Variant& v) {
-  Planner plan{p, v, {}};
+std::vector<Task> backward_rest(const MixturaProblem& p, const Variant& v, const Chunk& chunk) {
+  Planner plan{p, v, chunk};
   const int64_t U = up_columns(p), blocks = hidden_blocks(p, v);
   std::vector<Planner::Shape> shapes;
   if (p.dx_rows) shapes.push_back({INPUT, -1, U, p.dim, 1});
@@ -142,7 +153,7 @@ std::vector<Task> backward_rest(const MixturaProblem& p, const Variant& v) {
 }
 
 std::vector<Task> backward_tokens(const MixturaProblem& p, const Variant& v) {
-  Planner plan{p, v, {}};
+  Planner plan{p, v, Chunk{}};
   plan.add_rows(SUM_TOKENS, 0, 0, p.tokens, 0);
   return plan.sorted();
 }

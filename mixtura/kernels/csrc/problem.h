@@ -26,19 +26,20 @@ typedef struct {
   const void* down_bias;  // (E, D) or null
   const void* keep;       // (N, F) multiplied onto the activation (dropout), or null
   void* z;                // (N, U) pre-activation: written by forward (null: not kept), read by backward
-  void* a;                // (N, F) scratch: activation times weight
   void* y;                // (N, D) out
   const void* dy;         // backward: (N, D), or (T, D) read through `token` where dy_by_token is set
   int64_t dy_by_token;
-  void* dz;               // (N, U) scratch of backward
-  float* parts;           // (column blocks, N) scratch: partial sums of dweight
-  void* dx_rows;          // (N, D) scratch, out if dx is null
+  void* dx_rows;          // (N, D), the gradient of x by row; null where dx is wanted, or nothing
   void* dx;               // (T, D)
   float* dweight;         // (N)
   void* dup;              // (E, U, D)
   void* ddown;            // (E, D, F)
   void* dup_bias;         // (E, U)
   void* ddown_bias;       // (E, D)
+  // Scratch that the library finds itself; the row's own number counts, whatever chunk of rows is held.
+  void* a;                // (N, F) activation times weight
+  void* dz;               // (N, U)
+  float* parts;           // (column blocks, N) partial sums of dweight
 } MixturaProblem;
 
 }  // extern "C"
