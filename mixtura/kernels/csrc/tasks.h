@@ -209,7 +209,11 @@ static void run_outer(const Operands<T>& o, const Rows<T>& left, const Rows<T>& 
       },
       [&](float* to, int64_t k, int64_t words) { pack_panels<NR>(to, right, t.first, t.count, k, words, t.c0, columns); },
       [&](const float* c, int64_t ldc, int64_t i0, int64_t i1) {
-        store_strip(c, ldc, i0, i1, out, right.width, columns, (const T*)nullptr, nullptr);
+        if (!large || !is_aligned(out, right.width, columns))
+          return store_strip(c, ldc, i0, i1, out, right.width, columns, (const T*)nullptr, nullptr);
+        for (int64_t i = i0; i < i1; i++, c += ldc)
+          for (int64_t j = 0; j < columns; j += W) stream(out + i * right.width + j, load(c + j));
+        stream_fence();
       });
 }
 
