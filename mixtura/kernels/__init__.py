@@ -75,7 +75,7 @@ def describe() -> dict[str, str]:
     forced, missing = _forced.get(), native.availability()
     reason = "forced by mixtura.kernels.use"
     if not forced:
-        reason = f"native cannot run: {missing}" if missing else "the fastest; cpu takes what it does not know"
+        reason = f"native cannot run: {missing}" if missing else "the fastest; cpu takes what it does not know, and what is compiled"
     return {
         "kernel": forced or ("cpu" if missing else "native"),
         "reason": reason,
@@ -89,6 +89,8 @@ def describe() -> dict[str, str]:
 def _choose(x_TD: Tensor, experts: StackedMLP) -> str:
     if forced := _forced.get():
         return forced
+    if torch.compiler.is_compiling():
+        return "cpu"  # a tracer sees through plain torch only
     return "cpu" if native.availability() or native.unsupported(x_TD, experts) else "native"
 
 
