@@ -75,7 +75,11 @@ def describe() -> dict[str, str]:
     forced, missing = _forced.get(), native.availability()
     reason = "forced by mixtura.kernels.use"
     if not forced:
-        reason = f"native cannot run: {missing}" if missing else "the fastest; cpu takes what it does not know, and what is compiled"
+        reason = (
+            f"native cannot run: {missing}"
+            if missing
+            else "the fastest; cpu takes what it does not know or is compiled"
+        )
     return {
         "kernel": forced or ("cpu" if missing else "native"),
         "reason": reason,
