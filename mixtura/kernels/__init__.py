@@ -83,7 +83,7 @@ def describe() -> dict[str, str]:
     return {
         "kernel": forced or ("cpu" if missing else "native"),
         "reason": reason,
-        "native": missing or native.variant(),
+        "native": missing or native.instructions(),
         "torch": torch.__version__,
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),

@@ -114,6 +114,18 @@ def availability() -> str:
     return library().reason
 
 
+def instructions() -> str:
+    """What runs, for people: the set of instructions, and whether it has more than one thread.
+
+    Example:
+        >>> isinstance(instructions(), str)
+        True
+    """
+    functions = library().functions
+    alone = functions is not None and not functions.mixtura_has_threads()
+    return variant() + (" on one thread, since torch has loaded no OpenMP that it can use" if alone else "")
+
+
 def unsupported(x_TD: Tensor, experts: StackedMLP) -> str:
     """Why the kernel cannot compute these operands; empty where it can.
 

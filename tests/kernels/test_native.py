@@ -86,6 +86,12 @@ def test_threads_do_not_change_a_bit(monkeypatch):
 
 
 @needs_library
+def test_without_openmp_it_says_that_it_has_one_thread(monkeypatch):
+    monkeypatch.setattr(native.library().functions, "mixtura_has_threads", lambda: 0)
+    assert "on one thread" in native.instructions()
+
+
+@needs_library
 def test_operands_that_are_not_contiguous():
     index = make_index(choices(20, num_experts=3, k=2), num_experts=3)
     operands = Operands.random(index, activation="silu", bias=True)
