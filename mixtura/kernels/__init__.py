@@ -1,10 +1,11 @@
 """Expert kernels: plain tensors in and out. `grouped_mlp` chooses one; `use` forces it, `describe` tells.
 
-`reference` is the loop that every other kernel is compared with; `cpu` is the fast one where there is no GPU kernel.
+`reference` is the loop that every other kernel is compared with; `cpu` is plain torch, for every device and dtype;
+`native` is compiled, faster, and optional: fp32 and bf16 on CPUs. It is chosen wherever it can run.
 
 Example:
     >>> sorted(KERNELS)
-    ['cpu', 'reference']
+    ['cpu', 'native', 'reference']
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mixtura.errors import UserError
-from mixtura.kernels import cpu, ops, reference
+from mixtura.kernels import cpu, native, ops, reference
 from mixtura.kernels.activations import ACTIVATIONS, Activation, StackedMLP
 from mixtura.kernels.rows import RowIndex, combine_rows, gather_rows, sum_rows
 
@@ -34,16 +35,20 @@ __all__ = [
     "use",
 ]
 
-KERNELS: dict[str, Callable[..., Tensor]] = {"cpu": cpu.grouped_mlp, "reference": reference.grouped_mlp}
+KERNELS: dict[str, Callable[..., Tensor]] = {
+    "cpu": cpu.grouped_mlp,
+    "native": native.grouped_mlp,
+    "reference": reference.grouped_mlp,
+}
 _forced: ContextVar[str | None] = ContextVar("mixtura_kernel", default=None)
 
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
-    """Force one kernel inside the block: "reference" or "cpu".
+    """Force one kernel inside the block: "reference", "cpu" or "native".
 
     Raises:
-        UserError: the name is no kernel's.
+        UserError: the name is no kernel's, or the kernel cannot run here.
 
     Example:
         >>> with use("reference"):
@@ -52,6 +57,8 @@ def use(name: str) -> Iterator[None]:
     """
     if name not in KERNELS:
         raise UserError(f"expected a kernel among {sorted(KERNELS)}, got {name!r}")
+    if name == "native" and (reason := native.availability()):
+        raise UserError(f"expected a kernel that can run here, got 'native': {reason}")
     token = _forced.set(name)
     try:
         yield
@@ -63,17 +70,31 @@ def describe() -> dict[str, str]:
     """Which kernel runs now, why, and on what library.
 
     Example:
-        >>> describe()["kernel"]
-        'cpu'
+        >>> sorted(describe())
+        ['cpu capability', 'kernel', 'native', 'reason', 'threads', 'torch']
     """
-    forced = _forced.get()
+    forced, missing = _forced.get(), native.availability()
+    reason = "forced by mixtura.kernels.use"
+    if not forced:
+        reason = (
+            f"native cannot run: {missing}"
+            if missing
+            else "the fastest; cpu takes what it does not know or is compiled"
+        )
     return {
-        "kernel": forced or "cpu",
-        "reason": "forced by mixtura.kernels.use" if forced else "the only fast kernel so far; runs on any device",
+        "kernel": forced or ("cpu" if missing else "native"),
+        "reason": reason,
+        "native": missing or native.instructions(),
         "torch": torch.__version__,
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
     }
+
+
+def _choose(x_TD: Tensor, experts: StackedMLP) -> str:
+    if forced := _forced.get():
+        return forced
+    return "cpu" if native.availability() or native.unsupported(x_TD, experts) else "native"
 
 
 def grouped_mlp(
@@ -89,15 +110,11 @@ def grouped_mlp(
     """
     if ops.is_traced(x_TD):
         return ops.call("chosen", x_TD, weight_N, index=index, experts=experts, keep_NF=keep_NF)
-    return KERNELS[_choose()](x_TD, weight_N, index, experts=experts, keep_NF=keep_NF)
-
-
-def _choose() -> str:
-    return _forced.get() or "cpu"
+    return KERNELS[_choose(x_TD, experts)](x_TD, weight_N, index, experts=experts, keep_NF=keep_NF)
 
 
 def _passes() -> ops.Passes:
-    name = _choose()
+    name = _forced.get() or "cpu"  # native has no separate passes yet
     return ops.PASSES.get(name) or reference.passes_of(KERNELS[name])
 
 
