@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from mixtura.kernels import ops
 from mixtura.kernels.activations import ACTIVATIONS, StackedMLP
+from mixtura.kernels.function import is_traced
 from mixtura.kernels.layout import Layout
 from mixtura.kernels.ops import Gradients, Wanted
 from mixtura.kernels.rows import RowIndex
@@ -163,7 +164,7 @@ def grouped_mlp(
         >>> grouped_mlp(torch.tensor([[3.0]]), torch.tensor([0.5]), index, experts=experts).tolist()
         [[1.5]]
     """
-    if ops.is_traced(x_TD):
+    if is_traced(x_TD):
         return ops.call("cpu", x_TD, weight_N, index=index, experts=experts, keep_NF=keep_NF)
     up, down, up_bias, down_bias, activation = experts
     result: Tensor = _GroupedMLP.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -6,9 +6,10 @@ backward of a gather is a gather-and-sum, so nothing here needs atomics and repe
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from mixtura.kernels.function import Function
 
 
 class RowIndex(NamedTuple):
@@ -71,9 +72,7 @@ def sum_rows(y_ND: Tensor, index: RowIndex, slot_TK: Tensor | None = None) -> Te
     return y_ND.index_select(0, slot_TK.flatten()).view(T, K, D).sum(1)
 
 
-class _Gather(torch.autograd.Function):
-    generate_vmap_rule = True
-
+class _Gather(Function):
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
         x_TD, token_N, *_ = inputs
@@ -93,9 +92,7 @@ class _Gather(torch.autograd.Function):
         return sum_rows(grad_ND, RowIndex(token_N, counts_E, slot_TK, ctx.num_tokens, ctx.dropless)), *(None,) * 5
 
 
-class _Combine(torch.autograd.Function):
-    generate_vmap_rule = True
-
+class _Combine(Function):
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
         y_ND, *index = inputs
@@ -120,7 +117,7 @@ def gather_rows(x_TD: Tensor, index: RowIndex) -> Tensor:
         >>> gather_rows(torch.tensor([[1.0], [2.0]]), index).tolist()
         [[2.0], [2.0]]
     """
-    result: Tensor = _Gather.apply(x_TD, *index)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    result: Tensor = _Gather.call(x_TD, *index)
     return result
 
 
@@ -132,5 +129,5 @@ def combine_rows(y_ND: Tensor, index: RowIndex) -> Tensor:
         >>> combine_rows(torch.tensor([[3.0]]), index).tolist()
         [[3.0], [0.0]]
     """
-    result: Tensor = _Combine.apply(y_ND, *index)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    result: Tensor = _Combine.call(y_ND, *index)
     return result

@@ -245,8 +245,9 @@ class GPT(nn.Module):
     def reset_parameters(self) -> None:
         """Draw every parameter afresh and fill the tables, those of all parts included, as after `to_empty`."""
         for module in self.modules():
-            if module is not self and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", None)
+            if module is not self and callable(reset):
+                reset()
         cos, sin = _rotary_tables(self.config.context, self.config.dim // self.config.heads)
         self.cos.copy_(cos)
         self.sin.copy_(sin)
