@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mixtura.errors import UserError
 from mixtura.hooks import is_recomputing, layer_names, outside_graph
-from mixtura.kernels.function import Function
+from mixtura.kernels.rows import Function
 from mixtura.routing import Routing
 
 

@@ -23,11 +23,10 @@ GPT_CONFIG = GPTConfig(vocab_size=31, context=16, dim=16, heads=2, hidden=16, nu
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
-    """No graph of another test; the table's routers with one choice may warn, and so may the compiler where it breaks."""
+    """No graph of another test; routers with one choice may warn."""
     torch._dynamo.reset()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="with k=1")
-        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
         yield
 
 

@@ -18,8 +18,7 @@ from torch import Tensor
 from mixtura.errors import UserError
 from mixtura.kernels import cpu, ops, reference
 from mixtura.kernels.activations import ACTIVATIONS, Activation, StackedMLP
-from mixtura.kernels.function import is_traced
-from mixtura.kernels.rows import RowIndex, combine_rows, gather_rows, sum_rows
+from mixtura.kernels.rows import RowIndex, combine_rows, gather_rows, is_traced, sum_rows
 
 __all__ = [
     "ACTIVATIONS",

@@ -13,10 +13,9 @@ from torch.autograd.function import once_differentiable
 
 from mixtura.kernels import ops
 from mixtura.kernels.activations import ACTIVATIONS, StackedMLP
-from mixtura.kernels.function import is_traced
 from mixtura.kernels.layout import Layout
 from mixtura.kernels.ops import Gradients, Wanted
-from mixtura.kernels.rows import RowIndex
+from mixtura.kernels.rows import RowIndex, is_traced
 
 
 def _layout(index: RowIndex, down: Tensor) -> Layout:

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixtura.kernels.activations import StackedMLP
-from mixtura.kernels.function import Function
-from mixtura.kernels.rows import RowIndex
+from mixtura.kernels.rows import Function, RowIndex
 
 
 class Wanted(NamedTuple):

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from mixtura.kernels import ops
 from mixtura.kernels.activations import ACTIVATIONS, StackedMLP
-from mixtura.kernels.function import is_traced
 from mixtura.kernels.ops import Gradients, Passes, Wanted
-from mixtura.kernels.rows import RowIndex, gather_rows
+from mixtura.kernels.rows import RowIndex, gather_rows, is_traced
 
 
 def grouped_mlp(

@@ -244,6 +244,8 @@ class GPT(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw every parameter afresh and fill the tables, those of all parts included, as after `to_empty`."""
+        if self.config.tie_weights:
+            self.head.weight = self.embedding.weight  # `to_empty` parts what shares memory
         for module in self.modules():
             reset = getattr(module, "reset_parameters", None)
             if module is not self and callable(reset):
@@ -252,8 +254,6 @@ class GPT(nn.Module):
         self.cos.copy_(cos)
         self.sin.copy_(sin)
         self._initialise()
-        if self.config.tie_weights:
-            self.head.weight = self.embedding.weight
 
     def _initialise(self) -> None:
         nn.init.normal_(self.embedding.weight, std=0.02)
