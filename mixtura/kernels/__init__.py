@@ -19,7 +19,7 @@ from torch import Tensor
 from mixtura.errors import UserError
 from mixtura.kernels import cpu, native, ops, reference
 from mixtura.kernels.activations import ACTIVATIONS, Activation, StackedMLP
-from mixtura.kernels.rows import RowIndex, combine_rows, gather_rows, sum_rows
+from mixtura.kernels.rows import RowIndex, combine_rows, gather_rows, is_traced, sum_rows
 
 __all__ = [
     "ACTIVATIONS",
@@ -108,7 +108,7 @@ def grouped_mlp(
         >>> grouped_mlp(torch.tensor([[3.0]]), torch.tensor([2.0]), index, experts=experts).tolist()
         [[6.0]]
     """
-    if ops.is_traced(x_TD):
+    if is_traced(x_TD):
         return ops.call("chosen", x_TD, weight_N, index=index, experts=experts, keep_NF=keep_NF)
     return KERNELS[_choose(x_TD, experts)](x_TD, weight_N, index, experts=experts, keep_NF=keep_NF)
 

@@ -15,7 +15,7 @@ from mixtura.kernels import ops
 from mixtura.kernels.activations import ACTIVATIONS, StackedMLP
 from mixtura.kernels.layout import Layout
 from mixtura.kernels.ops import Gradients, Wanted
-from mixtura.kernels.rows import RowIndex
+from mixtura.kernels.rows import RowIndex, is_traced
 
 
 def _layout(index: RowIndex, down: Tensor) -> Layout:
@@ -170,7 +170,7 @@ def grouped_mlp(
         >>> grouped_mlp(torch.tensor([[3.0]]), torch.tensor([0.5]), index, experts=experts).tolist()
         [[1.5]]
     """
-    if ops.is_traced(x_TD):
+    if is_traced(x_TD):
         return ops.call("cpu", x_TD, weight_N, index=index, experts=experts, keep_NF=keep_NF)
     up, down, up_bias, down_bias, activation = experts
     result: Tensor = _GroupedMLP.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped

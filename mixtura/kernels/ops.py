@@ -11,11 +11,10 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from mixtura.kernels.activations import StackedMLP
-from mixtura.kernels.rows import RowIndex
+from mixtura.kernels.rows import Function, RowIndex
 
 
 class Wanted(NamedTuple):
@@ -131,21 +130,6 @@ def register(name: str, *, forward: Forward, backward: Backward) -> str:
     return name
 
 
-def is_traced(x_TD: Tensor) -> bool:
-    """Whether this call is traced or transformed, and no plain eager one: a kernel may then look at no value.
-
-    Example:
-        >>> is_traced(torch.zeros(1, 1)), is_traced(torch.zeros(1, 1, device="meta"))
-        (False, True)
-    """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or x_TD.is_meta
-        or isinstance(x_TD, FakeTensor)
-    )
-
-
 def call(
     name: str, x_TD: Tensor, weight_N: Tensor, *, index: RowIndex, experts: StackedMLP, keep_NF: Tensor | None
 ) -> Tensor:
@@ -165,15 +149,12 @@ def call(
         torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in leaves)
     )
     token_N, counts_E, slot_TK, _, dropless = index
-    y_ND: Tensor = _GroupedMLP.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        *leaves, keep_NF, token_N, counts_E, slot_TK, dropless, activation, name, keep_z
-    )[0]
+    y_ND: Tensor = _GroupedMLP.call(*leaves, keep_NF, token_N, counts_E, slot_TK, dropless, activation, name, keep_z)[0]
     return y_ND
 
 
-class _GroupedMLP(torch.autograd.Function):
-    # An op with an autograd formula of its own cannot be transformed by torch.func; a function around two ops can.
-    generate_vmap_rule = True
+class _GroupedMLP(Function):
+    """An op with an autograd formula of its own cannot be transformed by torch.func; a function around two ops can."""
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor]:

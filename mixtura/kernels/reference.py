@@ -8,7 +8,7 @@ from torch import Tensor
 from mixtura.kernels import ops
 from mixtura.kernels.activations import ACTIVATIONS, StackedMLP
 from mixtura.kernels.ops import Gradients, Passes, Wanted
-from mixtura.kernels.rows import RowIndex, gather_rows
+from mixtura.kernels.rows import RowIndex, gather_rows, is_traced
 
 
 def grouped_mlp(
@@ -32,7 +32,7 @@ def grouped_mlp(
         >>> grouped_mlp(torch.tensor([[3.0]]), torch.tensor([0.5]), index, experts=experts).tolist()
         [[1.5]]
     """
-    if ops.is_traced(x_TD):
+    if is_traced(x_TD):
         return ops.call("reference", x_TD, weight_N, index=index, experts=experts, keep_NF=keep_NF)
     up, down, up_bias, down_bias, activation = experts
     parts = index.parts()

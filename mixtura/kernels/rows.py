@@ -2,12 +2,15 @@
 
 Only indices are sorted; token rows are read through them. Both directions are gathers: with K choices per token the
 backward of a gather is a gather-and-sum, so nothing here needs atomics and repeated runs are equal to the last bit.
+
+`Function`, the base of every autograd function, stands here too, since all of them know rows.
 """
 
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 
@@ -71,9 +74,69 @@ def sum_rows(y_ND: Tensor, index: RowIndex, slot_TK: Tensor | None = None) -> Te
     return y_ND.index_select(0, slot_TK.flatten()).view(T, K, D).sum(1)
 
 
-class _Gather(torch.autograd.Function):
-    generate_vmap_rule = True
+def is_traced(x: Tensor) -> bool:
+    """Whether a call on this tensor is traced or transformed, and no plain eager one: it may then look at no value.
 
+    Example:
+        >>> is_traced(torch.zeros(1, 1)), is_traced(torch.zeros(1, 1, device="meta"))
+        (False, True)
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or x.is_meta
+        or isinstance(x, FakeTensor)
+    )
+
+
+class Function(torch.autograd.Function):
+    """A base for functions with a `setup_context`, which torch.func asks for; `call` replaces `apply`.
+
+    Torch binds the arguments of such a function to its signature in Python, which takes longer than a small kernel. So
+    eager calls go to a twin without `setup_context`.
+
+    Example:
+        >>> class Double(Function):
+        ...     @staticmethod
+        ...     def forward(x):
+        ...         return 2 * x
+        ...
+        ...     @staticmethod
+        ...     def setup_context(ctx, inputs, output):
+        ...         pass
+        ...
+        ...     @staticmethod
+        ...     def backward(ctx, grad):
+        ...         return 2 * grad
+        >>> x = torch.tensor(3.0, requires_grad=True)
+        >>> Double.call(x).backward(), x.grad
+        (None, tensor(2.))
+        >>> torch.func.grad(Double.call)(x.detach())
+        tensor(2.)
+    """
+
+    generate_vmap_rule = True
+    _eager: type[torch.autograd.Function]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = cls.forward(*inputs)
+            cls.setup_context(ctx, inputs, output)
+            return output
+
+        # A function that inherited from this class would inherit its setup_context.
+        members = {"forward": staticmethod(forward), "backward": staticmethod(cls.backward)}
+        cls._eager = type(cls.__name__, (torch.autograd.Function,), members)
+
+    @classmethod
+    def call(cls, *inputs: Any) -> Any:
+        """Apply the function; its first argument is a tensor."""
+        return (cls if is_traced(inputs[0]) else cls._eager).apply(*inputs)
+
+
+class _Gather(Function):
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
         x_TD, token_N, *_ = inputs
@@ -93,9 +156,7 @@ class _Gather(torch.autograd.Function):
         return sum_rows(grad_ND, RowIndex(token_N, counts_E, slot_TK, ctx.num_tokens, ctx.dropless)), *(None,) * 5
 
 
-class _Combine(torch.autograd.Function):
-    generate_vmap_rule = True
-
+class _Combine(Function):
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
         y_ND, *index = inputs
@@ -120,7 +181,7 @@ def gather_rows(x_TD: Tensor, index: RowIndex) -> Tensor:
         >>> gather_rows(torch.tensor([[1.0], [2.0]]), index).tolist()
         [[2.0], [2.0]]
     """
-    result: Tensor = _Gather.apply(x_TD, *index)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    result: Tensor = _Gather.call(x_TD, *index)
     return result
 
 
@@ -132,5 +193,5 @@ def combine_rows(y_ND: Tensor, index: RowIndex) -> Tensor:
         >>> combine_rows(torch.tensor([[3.0]]), index).tolist()
         [[3.0], [0.0]]
     """
-    result: Tensor = _Combine.apply(y_ND, *index)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    result: Tensor = _Combine.call(y_ND, *index)
     return result

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mixtura.errors import UserError
 from mixtura.hooks import is_recomputing, layer_names, outside_graph
+from mixtura.kernels.rows import Function
 from mixtura.losses.balance import LOSSES
 from mixtura.losses.parameters import PARAMETER_LOSSES
 from mixtura.routing import Routing
@@ -31,9 +32,7 @@ def check_losses(names: Iterable[str]) -> None:
         raise UserError(f"expected losses among {sorted(known)}, got {', '.join(map(repr, unknown))}")
 
 
-class _Attach(torch.autograd.Function):
-    generate_vmap_rule = True
-
+class _Attach(Function):
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
         y: Tensor = inputs[0]
@@ -60,7 +59,7 @@ def attach(y: Tensor, loss: Tensor, *, scale: float = 1.0) -> Tensor:
         >>> w.grad.item()
         6.0
     """
-    result: Tensor = _Attach.apply(y, loss, scale)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    result: Tensor = _Attach.call(y, loss, scale)
     return result
 
 

@@ -254,7 +254,7 @@ class GPT(nn.Module):
         """
         for module in self.modules():
             reset = getattr(module, "reset_parameters", None)
-            if module is not self and reset is not None:
+            if module is not self and callable(reset):
                 reset()
         self._initialise()
 
