@@ -6,6 +6,7 @@ mixtures of experts and the EM algorithm" (1994), section 4 and appendix A (IRLS
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import linalg
@@ -37,6 +38,7 @@ def log_softmax(scores: Array) -> Array:
     return out
 
 
+@lru_cache(maxsize=64)
 def contrasts(n_classes: int) -> Array:
     """Give orthonormal columns (n_classes, n_classes - 1) that span what softmax can tell apart: scores of sum zero.
 
@@ -45,8 +47,7 @@ def contrasts(n_classes: int) -> Array:
         array([[ 0.7071],
                [-0.7071]])
     """
-    basis = linalg.helmert(n_classes).T
-    return basis if n_classes else np.zeros((0, 0))
+    return np.asarray(linalg.helmert(n_classes).T)
 
 
 def softmax_value(columns: Columns, targets: Array, weights: Array, *, ridge: float = 0.0) -> tuple[float, Array]:

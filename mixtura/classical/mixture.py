@@ -1,0 +1,185 @@
+"""What the regressor and the classifier share: checks, EM, and the questions that any mixture answers."""
+
+import warnings
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from mixtura.classical.columns import Array
+from mixtura.classical.data import Data
+from mixtura.classical.em import Parameters, Progress, Task, responsibilities, start, temperature_at
+from mixtura.classical.experts.base import ExpertFamily
+from mixtura.classical.gates import GATES
+from mixtura.classical.gates.base import Gate
+from mixtura.classical.initial import first_division
+from mixtura.classical.restarts import best_run
+from mixtura.errors import UserError
+
+
+class Mixture(BaseEstimator):
+    """Base of the EM mixtures: subclasses say what y may be and how experts are pooled."""
+
+    def _fit(self, data: Data) -> Self:
+        """Run EM on checked data and keep the best run."""
+        family, n_experts = self._experts()
+        check_settings(self, data, n_experts)
+        seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=self.n_init + 1)
+        gate = resolve_gate(self.gate)
+        task = Task(
+            gate=gate.bind(data, n_experts, seed=int(seeds[0])),
+            experts=family.bind(data, n_experts, seed=int(seeds[0])),
+            sample_weight=data.sample_weight,
+            n_experts=n_experts,
+            tol=self.tol,
+            max_iter=self.max_iter,
+            temperature=self.temperature,
+            reseed=not gate.fixed,
+        )
+        starts = [
+            partial(_start, data, n_experts, restart=i, looks_at_X=self.gate != "constant", seed=int(seed))
+            for i, seed in enumerate(seeds[1:])
+        ]
+        if self.warm_start and hasattr(self, "experts_"):
+            starts = [partial(_go_on, data, Parameters(gate=self.gate_, experts=self.experts_))]
+        best, objectives = best_run(task, starts, n_jobs=self.n_jobs, verbose=self.verbose)
+        self._keep(best, objectives, n_experts)
+        return self
+
+    def _keep(self, best: Progress, objectives: list[float], n_experts: int) -> None:
+        assert best.best is not None
+        self.gate_, self.experts_ = best.best.gate, best.best.experts
+        self.n_experts_ = n_experts
+        self.n_iter_ = len(best.steps)
+        self.converged_ = best.converged
+        self.log_likelihood_ = best.best_log_likelihood
+        self.objective_ = best.best_objective
+        self.history_ = best.steps
+        self.restart_objectives_ = np.array(objectives)
+        self.n_parameters_ = self.gate_.n_parameters + self.experts_.n_parameters
+        for text in [*self.experts_.warnings(), *self._warnings()]:
+            warnings.warn(text, ConvergenceWarning, stacklevel=4)
+
+    def _warnings(self) -> list[str]:
+        found = []
+        if reseeded := sorted({k for step in self.history_ for k in step.reseeded}):
+            names = ", ".join(map(str, reseeded))
+            found.append(f"experts {names} explained nothing and were re-seeded with the worst-explained rows")
+        if not self.converged_ and self.max_iter > 1:
+            found.append(f"EM did not converge in {self.n_iter_} iterations; raise max_iter or tol")
+        return found
+
+    def _experts(self) -> tuple[ExpertFamily, int]:
+        raise NotImplementedError
+
+    def gate_proba(self, X: Any) -> Array:
+        """Give the probability with which each expert is asked, shape (n_samples, n_experts)."""
+        return np.exp(self.gate_.log_proba(self._checked(X)))
+
+    def responsibilities(self, X: Any, y: Any) -> Array:
+        """Give the posterior probability of each expert, having seen the target, shape (n_samples, n_experts)."""
+        return responsibilities(self._log_joint(X, y))[0]
+
+    def log_density(self, X: Any, y: Any) -> Array:
+        """Give the log-density (of labels and counts: log-probability) of each target, in nats, shape (n_samples,)."""
+        return responsibilities(self._log_joint(X, y))[1]
+
+    def aic(self, X: Any, y: Any, *, sample_weight: Any = None) -> float:
+        """Give Akaike's criterion, -2 log-likelihood + 2 parameters; lower is better."""
+        return 2.0 * self.n_parameters_ - 2.0 * self._log_likelihood(X, y, sample_weight)[0]
+
+    def bic(self, X: Any, y: Any, *, sample_weight: Any = None) -> float:
+        """Give the Bayesian criterion, -2 log-likelihood + log(n) parameters; lower is better."""
+        log_likelihood, total = self._log_likelihood(X, y, sample_weight)
+        return float(np.log(total)) * self.n_parameters_ - 2.0 * log_likelihood
+
+    def icl(self, X: Any, y: Any, *, sample_weight: Any = None) -> float:
+        """Give the integrated completed likelihood: BIC plus twice the entropy of the responsibilities.
+
+        Source: Biernacki, Celeux and Govaert (2000).
+        """
+        share = self.responsibilities(X, y)
+        weight = np.ones(len(share)) if sample_weight is None else np.asarray(sample_weight)
+        entropy = -(share * np.log(np.maximum(share, np.finfo(float).tiny))).sum(axis=1)
+        return self.bic(X, y, sample_weight=sample_weight) + 2.0 * float(weight @ entropy)
+
+    def _log_likelihood(self, X: Any, y: Any, sample_weight: Any) -> tuple[float, float]:
+        density = self.log_density(X, y)
+        weight = np.ones(len(density)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+        return float(weight @ density), float(weight.sum())
+
+    def _log_joint(self, X: Any, y: Any) -> Array:
+        checked = self._checked(X)
+        target = self._target(y)
+        if len(target) != len(checked):
+            raise UserError(
+                f"expected as many targets as rows, got {len(target)} for {len(checked)} rows; pass the same"
+            )
+        log_joint = self.experts_.log_density(checked, target)
+        log_joint += self.gate_.log_proba(checked)
+        return log_joint
+
+    def _target(self, y: Any) -> NDArray[Any]:
+        raise NotImplementedError
+
+    def _checked(self, X: Any) -> Array:
+        check_is_fitted(self)
+        checked: Array = validate_data(self, X, dtype=np.float64, reset=False)
+        return checked
+
+
+def _start(data: Data, n_experts: int, *, restart: int, looks_at_X: bool, seed: int) -> Progress:
+    return start(data, first_division(data, n_experts, restart=restart, looks_at_X=looks_at_X, seed=seed))
+
+
+def _go_on(data: Data, parameters: Parameters) -> Progress:
+    log_joint = parameters.experts.log_density(data.X, data.y)
+    log_joint += parameters.gate.log_proba(data.X)
+    share, _ = responsibilities(log_joint)
+    return Progress(weights=share * data.sample_weight[:, None], current=parameters)
+
+
+def resolve_gate(gate: Any) -> Gate:
+    """Turn a gate's short name into the gate; a gate passes.
+
+    Example:
+        >>> resolve_gate("softmax")
+        SoftmaxGate()
+    """
+    if isinstance(gate, str) and gate in GATES:
+        return GATES[gate]()
+    if isinstance(gate, Gate):
+        return gate
+    raise UserError(f"expected gate one of {', '.join(GATES)} or a gate object, got {gate!r}; choose one of them")
+
+
+def check_settings(model: Any, data: Data, n_experts: int) -> None:
+    """Refuse settings that EM cannot work with, one line each.
+
+    Example:
+        >>> from mixtura.classical import MoERegressor
+        >>> check_settings(MoERegressor(), Data(X=np.ones((3, 1)), y=np.ones((3, 1)), sample_weight=np.ones(3)), 2)
+    """
+    if n_experts > data.n_samples:
+        raise UserError(
+            f"expected at least one sample per expert, got n_samples = {data.n_samples} with weight for "
+            f"n_experts = {n_experts}; ask for fewer experts"
+        )
+    for name in ("n_init", "max_iter"):
+        value = getattr(model, name)
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise UserError(f"expected {name} a whole number of at least 1, got {value!r}; pass one")
+    for name, least in [("tol", 0.0), ("temperature", 1.0)]:
+        value = getattr(model, name)
+        if not isinstance(value, int | float | np.number) or not least <= value < np.inf:
+            raise UserError(f"expected {name} a finite number of at least {least:g}, got {value!r}; pass one")
+    if temperature_at(model.temperature, model.max_iter - 1) > 1.0:
+        raise UserError(
+            f"expected the temperature to reach 1 in max_iter = {model.max_iter} iterations, got "
+            f"temperature = {model.temperature:g}; raise max_iter or lower the temperature"
+        )
