@@ -1,7 +1,7 @@
 """Training data as one checked value, and the choice of columns that an expert or a gate looks at."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mixtura.classical.columns import Array
 from mixtura.errors import UserError
 
-ColumnChoice = Sequence[int] | Sequence[str] | None
+ColumnChoice = Sequence[int | str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,8 @@ class Data:
     """What experts and gates are fitted on; rows without weight are left out before.
 
     Shapes: X (n_samples, n_features); y (n_samples, n_outputs) for regression, or (n_samples,) whole numbers 0 to
-    n_classes - 1; sample_weight (n_samples,), positive. n_classes is 0 for regression.
+    n_classes - 1; sample_weight (n_samples,), positive. `classes` holds the user's labels and is empty for
+    regression.
 
     Example:
         >>> data = Data(X=np.ones((3, 2)), y=np.ones((3, 1)), sample_weight=np.ones(3))
@@ -29,8 +30,13 @@ class Data:
     X: Array
     y: NDArray[Any]
     sample_weight: Array
-    n_classes: int = 0
+    classes: NDArray[Any] = field(default_factory=lambda: np.array([]))
     feature_names: tuple[str, ...] | None = None
+
+    @property
+    def n_classes(self) -> int:
+        """The number of classes, 0 for regression."""
+        return len(self.classes)
 
     @property
     def n_samples(self) -> int:

@@ -52,18 +52,17 @@ def clusters(points: Array, sample_weight: Array, n_experts: int, rng: np.random
     seeds = seed_rows(points, sample_weight, n_experts, rng)
     centers = points[seeds] + 1e-6 * rng.normal(size=(n_experts, points.shape[1]))
     labels = KMeans(n_experts, init=centers, n_init=1, max_iter=50).fit(points, sample_weight=sample_weight).labels_
-    return soften(labels, n_experts)
+    return soften(np.eye(n_experts)[labels])
 
 
-def soften(labels: Array, n_experts: int) -> Array:
-    """Give SPREAD of each row to the expert of its label and the rest to all, so that EM can still move it.
+def soften(shares: Array) -> Array:
+    """Take a little of every share and give it to all experts, so that EM can still move the row.
 
     Example:
-        >>> soften(np.array([1]), 2).round(2)
+        >>> soften(np.array([[0.0, 1.0]])).round(2)
         array([[0.05, 0.95]])
     """
-    share: Array = SPREAD * np.eye(n_experts)[labels] + (1.0 - SPREAD) / n_experts
-    return share
+    return SPREAD * shares + (1.0 - SPREAD) / shares.shape[1]
 
 
 def seed_rows(points: Array, sample_weight: Array, n_seeds: int, rng: np.random.Generator) -> Array:

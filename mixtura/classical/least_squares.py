@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg
 
 from mixtura.classical.columns import Array, Columns, blocks
 
@@ -54,7 +53,7 @@ def solve_psd(matrix: Array, right: Array) -> Array:
     """
     diagonal = np.sqrt(np.maximum(np.diag(matrix), 0.0))
     unit = np.where(diagonal > RANK_TOLERANCE * diagonal.max(initial=0.0), diagonal, 1.0)
-    values, vectors = linalg.eigh(matrix / np.outer(unit, unit))
+    values, vectors = np.linalg.eigh(matrix / np.outer(unit, unit))
     kept = values > RANK_TOLERANCE * max(float(values[-1]), 0.0)
     basis = vectors[:, kept]
     solved: Array = (basis / values[kept]) @ (basis.T @ (right / unit[:, None]))

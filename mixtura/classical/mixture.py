@@ -1,6 +1,7 @@
 """What the regressor and the classifier share: checks, EM, and the questions that any mixture answers."""
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
 
@@ -11,13 +12,16 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from mixtura.classical.checks import check_at_least, check_whole
 from mixtura.classical.columns import Array
 from mixtura.classical.data import Data
+from mixtura.classical.division import ColumnGroups, Division, given_shares
 from mixtura.classical.em import Parameters, Progress, Task, responsibilities, start, temperature_at
 from mixtura.classical.experts.base import ExpertFamily
-from mixtura.classical.gates import GATES
-from mixtura.classical.gates.base import Gate
-from mixtura.classical.initial import first_division
+from mixtura.classical.experts.mixed import split_columns
+from mixtura.classical.gates.choose import choose_gate
+from mixtura.classical.gates.softmax import ConstantGate
+from mixtura.classical.initial import first_division, soften
 from mixtura.classical.restarts import best_run
 from mixtura.errors import UserError
 
@@ -25,15 +29,17 @@ from mixtura.errors import UserError
 class Mixture(BaseEstimator):
     """Base of the EM mixtures: subclasses say what y may be and how experts are pooled."""
 
-    def _fit(self, data: Data) -> Self:
-        """Run EM on checked data and keep the best run."""
+    def _fit(self, data: Data, *, used: NDArray[np.bool_]) -> Self:
+        """Run EM on checked data and keep the best run; `used` marks the rows of the user's X that data holds."""
         family, n_experts = self._experts()
         check_settings(self, data, n_experts)
-        seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=self.n_init + 1)
-        gate = resolve_gate(self.gate)
+        seeds = [int(s) for s in check_random_state(self.random_state).randint(2**31 - 1, size=self.n_init + 1)]
+        gate = choose_gate(self.gate, self.division)
+        if isinstance(self.division, ColumnGroups):
+            family = split_columns(family, self.division.groups)
         task = Task(
-            gate=gate.bind(data, n_experts, seed=int(seeds[0])),
-            experts=family.bind(data, n_experts, seed=int(seeds[0])),
+            gate=gate.bind(data, n_experts, seed=seeds[0]),
+            experts=family.bind(data, n_experts, seed=seeds[0]),
             sample_weight=data.sample_weight,
             n_experts=n_experts,
             tol=self.tol,
@@ -41,19 +47,37 @@ class Mixture(BaseEstimator):
             temperature=self.temperature,
             reseed=not gate.fixed,
         )
-        starts = [
-            partial(_start, data, n_experts, restart=i, looks_at_X=self.gate != "constant", seed=int(seed))
-            for i, seed in enumerate(seeds[1:])
-        ]
-        if self.warm_start and hasattr(self, "experts_"):
-            starts = [partial(_go_on, data, Parameters(gate=self.gate_, experts=self.experts_))]
+        starts = self._starts(data, n_experts, seeds=seeds, used=used)
         best, objectives = best_run(task, starts, n_jobs=self.n_jobs, verbose=self.verbose)
         self._keep(best, objectives, n_experts)
         return self
 
+    def _starts(
+        self, data: Data, n_experts: int, *, seeds: list[int], used: NDArray[np.bool_]
+    ) -> list[Callable[[], Progress]]:
+        if self.warm_start and hasattr(self, "experts_"):
+            if self.n_experts_ != n_experts:
+                raise UserError(
+                    f"expected n_experts={self.n_experts_} to go on from the last fit, got {n_experts}; "
+                    "set warm_start=False"
+                )
+            return [partial(_go_on, data, Parameters(gate=self.gate_, experts=self.experts_))]
+        division = self.division
+        if division is not None and not isinstance(division, ColumnGroups):
+            if isinstance(division, Division):
+                shares = division.fit(data, n_experts, seed=seeds[0]).shares(data.X)
+            else:
+                shares = given_shares(division, len(used), n_experts)[used]
+            return [partial(start, data, soften(shares))]
+        looks_at_X = self.gate != "constant" and not isinstance(self.gate, ConstantGate)
+        return [
+            partial(_start, data, n_experts, restart=i, looks_at_X=looks_at_X, seed=seed)
+            for i, seed in enumerate(seeds[1:])
+        ]
+
     def _keep(self, best: Progress, objectives: list[float], n_experts: int) -> None:
         assert best.best is not None
-        self.gate_, self.experts_ = best.best.gate, best.best.experts
+        self.gate_, self.experts_ = best.best.gate, best.best.experts.finished()
         self.n_experts_ = n_experts
         self.n_iter_ = len(best.steps)
         self.converged_ = best.converged
@@ -79,7 +103,8 @@ class Mixture(BaseEstimator):
 
     def gate_proba(self, X: Any) -> Array:
         """Give the probability with which each expert is asked, shape (n_samples, n_experts)."""
-        return np.exp(self.gate_.log_proba(self._checked(X)))
+        checked = self._checked(X)
+        return np.exp(self.gate_.log_proba(checked))
 
     def responsibilities(self, X: Any, y: Any) -> Array:
         """Give the posterior probability of each expert, having seen the target, shape (n_samples, n_experts)."""
@@ -144,20 +169,6 @@ def _go_on(data: Data, parameters: Parameters) -> Progress:
     return Progress(weights=share * data.sample_weight[:, None], current=parameters)
 
 
-def resolve_gate(gate: Any) -> Gate:
-    """Turn a gate's short name into the gate; a gate passes.
-
-    Example:
-        >>> resolve_gate("softmax")
-        SoftmaxGate()
-    """
-    if isinstance(gate, str) and gate in GATES:
-        return GATES[gate]()
-    if isinstance(gate, Gate):
-        return gate
-    raise UserError(f"expected gate one of {', '.join(GATES)} or a gate object, got {gate!r}; choose one of them")
-
-
 def check_settings(model: Any, data: Data, n_experts: int) -> None:
     """Refuse settings that EM cannot work with, one line each.
 
@@ -170,14 +181,10 @@ def check_settings(model: Any, data: Data, n_experts: int) -> None:
             f"expected at least one sample per expert, got n_samples = {data.n_samples} with weight for "
             f"n_experts = {n_experts}; ask for fewer experts"
         )
-    for name in ("n_init", "max_iter"):
-        value = getattr(model, name)
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise UserError(f"expected {name} a whole number of at least 1, got {value!r}; pass one")
-    for name, least in [("tol", 0.0), ("temperature", 1.0)]:
-        value = getattr(model, name)
-        if not isinstance(value, int | float | np.number) or not least <= value < np.inf:
-            raise UserError(f"expected {name} a finite number of at least {least:g}, got {value!r}; pass one")
+    check_whole("n_init", model.n_init, 1)
+    check_whole("max_iter", model.max_iter, 1)
+    check_at_least("tol", model.tol, 0)
+    check_at_least("temperature", model.temperature, 1)
     if temperature_at(model.temperature, model.max_iter - 1) > 1.0:
         raise UserError(
             f"expected the temperature to reach 1 in max_iter = {model.max_iter} iterations, got "

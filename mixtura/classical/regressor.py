@@ -8,6 +8,7 @@ from sklearn.base import RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from mixtura.classical.checks import check_choice
 from mixtura.classical.columns import Array
 from mixtura.classical.data import Data
 from mixtura.classical.experts.base import ExpertFamily
@@ -25,9 +26,14 @@ class MoERegressor(RegressorMixin, Mixture):
 
     Args:
         n_experts: how many; None for the number of experts listed in `expert`, or 2.
-        expert: what the experts are: "linear", "ridge", "polynomial", or a family such as `LinearExpert(alpha=1.0)`.
-        gate: "softmax" (looks at X), "constant" (mixing weights), or a gate such as `SoftmaxGate(features="kernel")`.
+        expert: what the experts are: "linear", "ridge", "polynomial", "poisson", "gamma", "student_t", a family such as
+            `LinearExpert(alpha=1.0)`, any regressor, or a list of these, one for each expert.
+        gate: "softmax", "polynomial" or "kernel" (softmax on features of X), "gaussian" (joint density of X and y),
+            "constant" (mixing weights), "fixed" (the division), a gate such as `SoftmaxGate(ridge=1.0)`, or any
+            classifier.
         pooling: "weighted" averages the experts by the gate, "highest" asks the expert of the highest gate alone.
+        division: what EM begins with instead of random divisions: `Centroids()`, `InlierOutlier()`, `LabelColumn(column)`,
+            `ColumnGroups(groups)`, or an array of labels (n_samples,) or shares (n_samples, n_experts).
         n_init: starts of EM from different divisions; the best likelihood wins, hopeless ones are given up early.
         tol: EM stops when an iteration gains less than this, in nats per row.
         max_iter: EM iterations at most.
@@ -63,8 +69,9 @@ class MoERegressor(RegressorMixin, Mixture):
         expert: Any = "linear",
         gate: Any = "softmax",
         pooling: Pooling = "weighted",
-        n_init: int = 5,
-        tol: float = 1e-6,
+        division: Any = None,
+        n_init: int = 3,
+        tol: float = 1e-5,
         max_iter: int = 500,
         temperature: float = 1.0,
         random_state: Any = None,
@@ -76,6 +83,7 @@ class MoERegressor(RegressorMixin, Mixture):
         self.expert = expert
         self.gate = gate
         self.pooling = pooling
+        self.division = division
         self.n_init = n_init
         self.tol = tol
         self.max_iter = max_iter
@@ -98,11 +106,10 @@ class MoERegressor(RegressorMixin, Mixture):
         self._squeeze = y.ndim == 1
         used = weight > 0
         X, y, weight = (X, y, weight) if used.all() else (X[used], y[used], weight[used])
-        if self.pooling not in ("weighted", "highest"):
-            raise UserError(f"expected pooling 'weighted' or 'highest' in regression, got {self.pooling!r}; choose one")
+        check_choice("pooling", self.pooling, ("weighted", "highest"))
         names = tuple(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None
         target = np.asarray(y, dtype=np.float64).reshape(len(X), -1)
-        return self._fit(Data(X=X, y=target, sample_weight=weight, feature_names=names))
+        return self._fit(Data(X=X, y=target, sample_weight=weight, feature_names=names), used=used)
 
     def _experts(self) -> tuple[ExpertFamily, int]:
         return choose_experts(self.expert, self.n_experts, task="regression")
@@ -122,7 +129,8 @@ class MoERegressor(RegressorMixin, Mixture):
 
     def expert_predict(self, X: Any) -> Array:
         """Give each expert's own prediction, shape (n_samples, n_experts) or (n_samples, n_experts, n_outputs)."""
-        mean = self.experts_.mean(self._checked(X))
+        checked = self._checked(X)
+        mean = self.experts_.mean(checked)
         return mean[:, :, 0] if self._squeeze else mean
 
     def predictive(self, X: Any) -> MixturePredictive:

@@ -203,8 +203,8 @@ def _newton(columns: Columns, targets: Array, weights: Array, *, gradient: Array
     hessian += 1e-10 * max(np.trace(hessian) / len(hessian), np.finfo(float).tiny) * np.eye(len(hessian))
     right = (basis.T @ gradient).reshape(-1, 1)
     try:
-        solved = linalg.cho_solve(linalg.cho_factor(hessian), right)
-    except linalg.LinAlgError:
+        solved = np.linalg.solve(hessian, right)
+    except np.linalg.LinAlgError:
         solved = solve_psd(hessian, right)
     direction: Array = basis @ solved.reshape(len(weights) - 1, -1)
     return direction

@@ -1,7 +1,7 @@
 """What an expert family, its fitted experts and their trainer are: the contract that EM works with."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,10 @@ class FittedExperts(ABC):
         """Say what a user should know about these parameters: one sentence each."""
         return []
 
+    def finished(self) -> "FittedExperts":
+        """Give the experts without what only training needed."""
+        return self
+
 
 class ExpertTrainer(ABC):
     """A family bound to training data: what can be prepared once for all EM iterations is prepared here."""
@@ -63,7 +67,10 @@ class ExpertTrainer(ABC):
 class ExpertFamily(BaseEstimator, ABC):
     """A kind of expert: its hyper-parameters and nothing else, so that it can be cloned and searched over."""
 
-    task: ClassVar[str] = "regression"
+    @property
+    def task(self) -> str:
+        """What the experts do: "regression" or "classification"."""
+        return "regression"
 
     @abstractmethod
     def bind(self, data: Data, n_experts: int, *, seed: int = 0) -> ExpertTrainer:

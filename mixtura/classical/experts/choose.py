@@ -2,14 +2,24 @@
 
 from typing import Any
 
+from mixtura.classical.checks import check_whole
 from mixtura.classical.experts.base import ExpertFamily
+from mixtura.classical.experts.estimator import EstimatorExpert
 from mixtura.classical.experts.gaussian import LinearExpert
+from mixtura.classical.experts.glm import GammaExpert, PoissonExpert
+from mixtura.classical.experts.logistic import LogisticExpert
+from mixtura.classical.experts.mixed import MixedExpert
+from mixtura.classical.experts.student import StudentTExpert
 from mixtura.errors import UserError
 
 EXPERTS: dict[str, ExpertFamily] = {
     "linear": LinearExpert(),
     "ridge": LinearExpert(alpha=1.0),
     "polynomial": LinearExpert(degree=2),
+    "poisson": PoissonExpert(),
+    "gamma": GammaExpert(),
+    "student_t": StudentTExpert(),
+    "logistic": LogisticExpert(),
 }
 
 
@@ -20,23 +30,29 @@ def choose_experts(expert: Any, n_experts: int | None, *, task: str) -> tuple[Ex
         >>> choose_experts("ridge", None, task="regression")
         (LinearExpert(alpha=1.0), 2)
     """
+    if isinstance(expert, list | tuple):
+        if not expert or n_experts not in (None, len(expert)):
+            raise UserError(f"expected n_experts={len(expert)}, one for each in expert, got {n_experts}; pass None")
+        return MixedExpert(tuple(choose_family(one, task=task) for one in expert)), len(expert)
     count = 2 if n_experts is None else n_experts
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise UserError(f"expected n_experts a whole number of at least 1, got {n_experts!r}; pass one or None")
-    return choose_family(expert, task=task), count
+    check_whole("n_experts", count, 1)
+    return choose_family(expert, task=task), int(count)
 
 
 def choose_family(expert: Any, *, task: str) -> ExpertFamily:
     """Give the family that one name, family or estimator stands for.
 
     Example:
-        >>> choose_family("linear", task="regression")
-        LinearExpert()
+        >>> from sklearn.svm import SVR
+        >>> choose_family(SVR(), task="regression")
+        EstimatorExpert(estimator=SVR())
     """
-    known = [name for name, family in EXPERTS.items() if family.task == task]
+    known = ", ".join(name for name, family in EXPERTS.items() if family.task == task)
     family = EXPERTS.get(expert) if isinstance(expert, str) else expert
+    if hasattr(family, "fit") and hasattr(family, "predict") and not isinstance(family, type):
+        family = EstimatorExpert(family)
     if not isinstance(family, ExpertFamily):
-        raise UserError(f"expected expert one of {', '.join(known)} or a family, got {expert!r}; choose one of them")
+        raise UserError(f"expected expert one of {known}, a family or an estimator, got {expert!r}; choose one of them")
     if family.task != task:
-        raise UserError(f"expected an expert for {task}, got {expert!r}; choose one of {', '.join(known)}")
+        raise UserError(f"expected an expert for {task}, got {expert!r}; choose one of {known} or an estimator for it")
     return family

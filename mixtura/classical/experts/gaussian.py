@@ -1,58 +1,21 @@
 """Linear, ridge and polynomial experts with Gaussian noise: the M-step is weighted least squares."""
 
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, stats
 
+from mixtura.classical.checks import check_at_least, check_choice
 from mixtura.classical.columns import Array, Columns, linear_map
-from mixtura.classical.data import ColumnChoice, Data, pick
+from mixtura.classical.data import ColumnChoice, Data
 from mixtura.classical.experts.base import ExpertFamily, ExpertTrainer, FittedExperts
+from mixtura.classical.experts.features import Features, floor_warnings, variance_floor
 from mixtura.classical.least_squares import least_squares
-from mixtura.errors import UserError
 
 LOG_2PI = float(np.log(2 * np.pi))
 Covariance = Literal["diagonal", "full"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Features:
-    """The columns that an expert looks at and the polynomial terms made of them.
-
-    Example:
-        >>> Features(columns=None, degree=2)(np.array([[2.0, 3.0]]))
-        array([[2., 3., 4., 6., 9.]])
-    """
-
-    columns: NDArray[np.intp] | None
-    degree: int = 1
-
-    def __call__(self, X: Array) -> Array:
-        """Give the features of X: its chosen columns, then all products of up to `degree` of them."""
-        chosen = pick(X, self.columns)
-        terms = [
-            np.prod(chosen[:, list(factors)], axis=1)
-            for degree in range(2, self.degree + 1)
-            for factors in combinations_with_replacement(range(chosen.shape[1]), degree)
-        ]
-        return np.column_stack([chosen, *terms]) if terms else chosen
-
-
-def variance_floor(y: Array, sample_weight: Array, relative: float) -> Array:
-    """Give the smallest variance allowed to each output (n_outputs,): a share of its variance in the data.
-
-    Constant targets have no variance; they get a floor at the rounding of their size.
-
-    Example:
-        >>> variance_floor(np.array([[0.0, 7.0], [2.0, 7.0]]), np.ones(2), 1e-6)[0]
-        np.float64(1e-06)
-    """
-    mean = np.average(y, axis=0, weights=sample_weight)
-    variance = np.average((y - mean) ** 2, axis=0, weights=sample_weight)
-    return np.maximum(relative * variance, np.maximum((1e-8 * mean) ** 2, 1e-24))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +76,7 @@ class LinearExperts(FittedExperts):
 
     def warnings(self) -> list[str]:
         """Say which experts fit their share so well that the noise had to be floored."""
-        where = ", ".join(map(str, np.flatnonzero(self.floored)))
-        return [f"the variance of expert {where} fell to the floor (variance_floor)"] if where else []
+        return floor_warnings(self.floored)
 
 
 def line_values(terms: Array, coef: Array, intercept: Array) -> Array:
@@ -184,19 +146,8 @@ class LinearExpert(ExpertFamily):
         check_at_least("alpha", self.alpha, 0)
         check_at_least("degree", self.degree, 1)
         check_at_least("variance_floor", self.variance_floor, 0)
-        if self.covariance not in ("diagonal", "full"):
-            raise UserError(f"expected covariance 'diagonal' or 'full', got {self.covariance!r}; choose one of them")
+        check_choice("covariance", self.covariance, ("diagonal", "full"))
         return LinearTrainer(self, data, n_experts)
-
-
-def check_at_least(name: str, value: float, least: float) -> None:
-    """Refuse a hyper-parameter that is not a number of at least `least`.
-
-    Example:
-        >>> check_at_least("alpha", 1.0, 0)
-    """
-    if not isinstance(value, int | float | np.number) or not value >= least:
-        raise UserError(f"expected {name} of at least {least}, got {value!r}; pass a number")
 
 
 class LinearTrainer(ExpertTrainer):

@@ -9,6 +9,7 @@ from sklearn.kernel_approximation import Nystroem
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
+from mixtura.classical.checks import check_at_least, check_whole
 from mixtura.classical.columns import Array, Columns, linear_map
 from mixtura.classical.data import ColumnChoice, Data, pick
 from mixtura.classical.gates.base import FittedGate, Gate, GateTrainer
@@ -101,7 +102,7 @@ class SoftmaxGate(Gate):
 
     def __init__(
         self,
-        ridge: float = 1e-3,
+        ridge: float = 0.1,
         *,
         features: Any = None,
         degree: int = 2,
@@ -118,8 +119,8 @@ class SoftmaxGate(Gate):
 
     def bind(self, data: Data, n_experts: int, *, seed: int = 0) -> "SoftmaxTrainer":  # noqa: ARG002  set by weights
         """Fit the feature map and measure the scales of its columns."""
-        if not self.ridge >= 0:
-            raise UserError(f"expected ridge of at least 0, got {self.ridge!r}; pass a number")
+        check_at_least("ridge", self.ridge, 0)
+        check_whole("max_steps", self.max_steps, 1)
         numbers = data.column_numbers(self.columns)
         features = FeatureMap(columns=numbers, transformer=self._transformer(pick(data.X, numbers), seed))
         return SoftmaxTrainer(self, features, data)
