@@ -2,8 +2,9 @@
 
     python -m benchmarks.classical_speed
 
-The products are, for every expert, the weighted `X' R X` and `X' R y` that any M-step of linear experts needs: once as plain numpy writes them, once as mixtura forms them block by block. Memory is the peak of the resident set during
-the iterations minus what the process held before the data, in units of the data.
+The products are, for every expert, the weighted `X' R X` and `X' R y` that any M-step of linear experts needs: once as
+plain numpy writes them, once as mixtura forms them block by block. Memory is the peak of the resident set during the
+iterations minus what the process held before the data, in units of the data.
 """
 
 import argparse

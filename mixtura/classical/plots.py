@@ -1,4 +1,4 @@
-"""Pictures of mixtures: one call each, on given axes or new ones. The only file of classical that imports matplotlib."""
+"""Pictures of mixtures: one call each, on given axes or new ones. The only file that imports matplotlib."""
 
 from typing import TYPE_CHECKING, Any
 
