@@ -82,9 +82,8 @@ class Centroids(Division):
         else:
             given = np.asarray(self.centers, dtype=np.float64)
             if given.shape != (n_experts, data.X.shape[1]):
-                raise UserError(
-                    f"expected centers of shape {(n_experts, data.X.shape[1])}, got {given.shape}; give one row an expert"
-                )
+                expected = (n_experts, data.X.shape[1])
+                raise UserError(f"expected centers of shape {expected}, got {given.shape}; give one row an expert")
             centers = (given - columns.center) / columns.scale
         return CentroidShares(center=columns.center, scale=columns.scale, centers=centers, softness=self.softness)
 

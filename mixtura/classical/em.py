@@ -202,7 +202,7 @@ def reseed(weights: Array, log_density: Array, sample_weight: Array, *, empty: t
     reached = np.cumsum(sample_weight[order]) / sample_weight.sum()
     start = 0
     for place, k in enumerate(empty, 1):
-        stop = max(start + 1, int(np.searchsorted(reached, 0.5 * place / n_experts)))
+        stop = max(start + 1, int(np.searchsorted(reached, 0.5 * place / n_experts + 1e-12, side="right")))
         rows = order[start:stop]
         weights[rows] = 0.0
         weights[rows, k] = sample_weight[rows]

@@ -32,8 +32,9 @@ class MoERegressor(RegressorMixin, Mixture):
             "constant" (mixing weights), "fixed" (the division), a gate such as `SoftmaxGate(ridge=1.0)`, or any
             classifier.
         pooling: "weighted" averages the experts by the gate, "highest" asks the expert of the highest gate alone.
-        division: what EM begins with instead of random divisions: `Centroids()`, `InlierOutlier()`, `LabelColumn(column)`,
-            `ColumnGroups(groups)`, or an array of labels (n_samples,) or shares (n_samples, n_experts).
+        division: what EM begins with instead of random divisions: `Centroids()`, `InlierOutlier()`,
+            `LabelColumn(column)`, `ColumnGroups(groups)`, or an array of labels (n_samples,) or shares (n_samples,
+            n_experts).
         n_init: starts of EM from different divisions; the best likelihood wins, hopeless ones are given up early.
         tol: EM stops when an iteration gains less than this, in nats per row.
         max_iter: EM iterations at most.

@@ -17,7 +17,7 @@ CRITERIA = ("log_likelihood", "aic", "bic", "icl", "cv")
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """The figures of one number of experts; `cv` is the mean held-out log-density in nats per row, NaN if not asked for.
+    """The figures of one number of experts; `cv` is the mean held-out log-density, nats per row, NaN if not asked for.
 
     Example:
         >>> Candidate(n_experts=2, n_parameters=7, log_likelihood=-10.0, aic=34.0, bic=36.0, icl=37.0, cv=-1.1).bic

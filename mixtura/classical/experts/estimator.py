@@ -122,7 +122,7 @@ class EstimatorExpert(ExpertFamily):
         variance_floor: smallest noise variance, as a share of the variance of y; reaching it is a warning.
 
     The likelihood of such experts may fall from one iteration to the next; EM stops when it has not risen for a while
-    and keeps the best parameters. An estimator's parameters cannot be counted: AIC and BIC know of its noise level only.
+    and keeps the best parameters. An estimator's parameters cannot be counted: AIC and BIC know its noise level only.
 
     Example:
         >>> from sklearn.tree import DecisionTreeRegressor

@@ -17,6 +17,7 @@ from mixtura.classical.least_squares import solve_psd, weighted_gram
 from mixtura.errors import UserError
 
 SHORTEST_STEP = 1e-10
+LARGEST_LOG = 600.0  # exp of it, times a weight and a target, is still finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class LogLinearExperts(FittedExperts):
 
     def mean(self, X: Array) -> Array:
         """Give each expert's mean, shape (n_samples, n_experts, 1)."""
-        return np.exp(self.log_mean(X))[:, :, None]
+        return np.exp(np.clip(self.log_mean(X), -LARGEST_LOG, LARGEST_LOG))[:, :, None]
 
     def log_density(self, X: Array, y: NDArray[Any]) -> Array:
         """Give the log-density of y (n_samples, 1) under each expert, shape (n_samples, n_experts)."""
@@ -227,7 +228,7 @@ class LogLinearTrainer(ExpertTrainer):
         penalty = 0.5 * float((coef**2 * self.penalty).sum())
         experts = replace(experts, coef=slopes, intercept=intercept, penalty=penalty)
         if gamma:
-            ratio = self.y * np.exp(-self._log_mean(coef))
+            ratio = self.y * np.exp(np.clip(-self._log_mean(coef), -LARGEST_LOG, LARGEST_LOG))
             spread = (weights * (ratio - np.log(ratio) - 1)).sum(axis=0) / np.maximum(weights.sum(axis=0), 1e-300)
             most = 1 / max(self.family.variance_floor, 1e-12)
             shape = gamma_shape(spread, most=most)
@@ -252,11 +253,13 @@ class LogLinearTrainer(ExpertTrainer):
 
     def _value(self, experts: LogLinearExperts, coef: Array, weights: Array) -> Array:
         density = experts.log_density_at(self._log_mean(coef), self.y)
-        return np.asarray((weights * density).sum(axis=0) - 0.5 * (coef**2 * self.penalty).sum(axis=1))
+        # A row of weight zero may have a density of zero: 0 * log 0 counts as 0.
+        counted = np.multiply(weights, density, out=np.zeros_like(weights), where=weights > 0)
+        return np.asarray(counted.sum(axis=0) - 0.5 * (coef**2 * self.penalty).sum(axis=1))
 
     def _step(self, experts: LogLinearExperts, coef: Array, weights: Array, value: Array) -> tuple[Array, Array, Array]:
         log_mean = self._log_mean(coef)
-        mean = np.exp(log_mean)
+        mean = np.exp(np.clip(log_mean, -LARGEST_LOG, LARGEST_LOG))
         if isinstance(experts, GammaExperts):
             score, curvature = weights * experts.shape * (self.y / mean - 1), weights * experts.shape
         else:

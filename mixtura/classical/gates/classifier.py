@@ -32,8 +32,8 @@ class ClassifierFitted(FittedGate):
 class ClassifierGate(Gate):
     """Gate by any classifier with `predict_proba`: a forest, nearest neighbours, a neural network, a pipeline.
 
-    It is fitted to the responsibilities as sample weights of the experts' numbers, or, where it takes no weights, to the
-    number of the most responsible expert. The likelihood may then fall on the way; EM keeps the best parameters.
+    It is fitted to the responsibilities as sample weights of the experts' numbers, or, where it takes no weights, to
+    the number of the most responsible expert. The likelihood may then fall on the way; EM keeps the best parameters.
 
     Args:
         estimator: the classifier; it is cloned.
