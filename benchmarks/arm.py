@@ -92,10 +92,9 @@ def accelerations(arm: Arm, position: Array, velocity: Array, *, torque: Array) 
 
 
 def sample(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Draw inputs (n, 12) and accelerations (n, 4), in units of the inputs' ranges and of rad/s^2.
+    """Draw inputs (n, 12) and accelerations (n, 4), in rad, rad/s, N m and rad/s^2.
 
-    Torques are drawn around those that hold the arm against gravity at its middle position; the ranges are chosen so
-    that a linear model leaves about the published 0.31 of the variance.
+    The ranges are chosen so that a linear model leaves about the published 0.31 of the variance.
     """
     position = rng.uniform(-1.0, 1.0, (n, 4)) * POSITION_RANGE
     velocity = rng.uniform(-1.0, 1.0, (n, 4)) * VELOCITY_RANGE
@@ -103,6 +102,6 @@ def sample(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
     return np.hstack([position, velocity, torque]), accelerations(ARM, position, velocity, torque=torque)
 
 
-POSITION_RANGE = np.array([1.0, 1.0, 1.0, 1.0])
-VELOCITY_RANGE = np.array([1.0, 1.0, 1.0, 1.0])
-TORQUE_RANGE = np.array([10.0, 10.0, 5.0, 0.5])
+POSITION_RANGE = np.full(4, 1.12)  # rad
+VELOCITY_RANGE = np.full(4, 2.0)  # rad/s
+TORQUE_RANGE = np.array([10.0, 10.0, 5.0, 0.5])  # N m

@@ -59,7 +59,7 @@ class Mixture(BaseEstimator):
     def _gate(self) -> Gate:
         return choose_gate(self.gate, self.division)
 
-    def _refine(self, best: Progress, data: Data, *, family: ExpertFamily, seed: int) -> Progress:  # noqa: ARG002
+    def _refine(self, best: Progress, data: Data, *, family: ExpertFamily, seed: int) -> Progress:  # noqa: ARG002  for trees
         """Go on from the best run; a hierarchy grows and prunes its tree here."""
         return best
 

@@ -1,7 +1,7 @@
 """What the hierarchical regressor and classifier share: the tree, its growth, on-line learning, looking inside."""
 
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from sklearn.base import is_classifier
@@ -21,7 +21,6 @@ from mixtura.classical.hierarchy.describe import Measures, SoftTree, describe, m
 from mixtura.classical.hierarchy.gate import TreeFitted, TreeGate
 from mixtura.classical.hierarchy.grow import Plan, grow, prune
 from mixtura.classical.hierarchy.online import Online, begin, learns_online, resume
-from mixtura.classical.hierarchy.plot import Kind, plot_tree
 from mixtura.classical.hierarchy.tree import Tree
 from mixtura.classical.mixture import Mixture
 from mixtura.classical.progress import say
@@ -160,9 +159,13 @@ class Hierarchy(Mixture):
         """Give the fitted tree as indented text; see `to_tree`."""
         return self.to_tree(X, y, max_terms=max_terms).text()
 
-    def plot_tree(self, X: Any, y: Any, *, kind: Kind = "histogram", ax: Any = None) -> Any:
+    def plot_tree(
+        self, X: Any, y: Any, *, kind: Literal["histogram", "deviance"] = "histogram", axes: Any = None
+    ) -> Any:
         """Draw the histogram tree or the deviance tree with matplotlib and give the Axes; see `plot.plot_tree`."""
-        return plot_tree(self.to_tree(X, y), kind=kind, ax=ax)
+        from mixtura.classical.hierarchy.plot import plot_tree
+
+        return plot_tree(self.to_tree(X, y), kind=kind, axes=axes)
 
 
 def part(data: Data, rows: slice) -> Data:

@@ -11,7 +11,7 @@ from mixtura.classical.experts.base import ExpertFamily, FittedExperts
 from mixtura.classical.experts.gaussian import LinearExperts
 from mixtura.classical.gates.softmax import SoftmaxFitted
 from mixtura.classical.hierarchy.gate import TreeFitted
-from mixtura.classical.hierarchy.grow import settled
+from mixtura.classical.hierarchy.settle import settled
 
 BINS = 10
 
@@ -90,7 +90,7 @@ class Measures:
     def at(self, node: int) -> dict[str, Any]:
         """Give the fields of a `SoftNode`."""
         weight = self.sample_weight / self.sample_weight.sum()
-        counts, _ = np.histogram(self.reach[:, node], bins=BINS, range=(0.0, 1.0), weights=weight)
+        counts, _ = np.histogram(np.minimum(self.reach[:, node], 1.0), bins=BINS, range=(0.0, 1.0), weights=weight)
         return {
             "share": float(weight @ self.reach[:, node]),
             "histogram": tuple(float(count) for count in counts),
@@ -143,7 +143,11 @@ def describe(
     nodes = []
     for node, children in enumerate(tree.children):
         own = gate.at(node) if children else None
-        text = gate_text(own, names, max_terms) if children else leaf_text(experts, number_of[node], names, max_terms)
+        text = (
+            gate_text(own, names, max_terms)
+            if children
+            else leaf_text(experts, number_of[node], names, max_terms=max_terms)
+        )
         nodes.append(
             SoftNode(
                 number=node,
@@ -164,27 +168,32 @@ def gate_text(gate: Any, names: list[str], max_terms: int) -> str:
         return f"{type(gate).__name__} on features of X"
     chosen = names if gate.features.columns is None else [names[column] for column in gate.features.columns]
     if len(gate.coef) == 2:
-        odds = linear_text(gate.coef[0] - gate.coef[1], gate.intercept[0] - gate.intercept[1], chosen, max_terms)
+        odds = linear_text(
+            gate.coef[0] - gate.coef[1], gate.intercept[0] - gate.intercept[1], chosen, max_terms=max_terms
+        )
         return f"first child with log-odds {odds}"
-    scores = [linear_text(c, i, chosen, max_terms) for c, i in zip(gate.coef, gate.intercept, strict=True)]
+    scores = [linear_text(c, i, chosen, max_terms=max_terms) for c, i in zip(gate.coef, gate.intercept, strict=True)]
     return "scores " + " | ".join(scores)
 
 
-def leaf_text(experts: FittedExperts, k: int, names: list[str], max_terms: int) -> str:
+def leaf_text(experts: FittedExperts, k: int, names: list[str], *, max_terms: int) -> str:
     """Say what an expert says: its line, if it is one."""
     if not isinstance(experts, LinearExperts) or experts.features.degree > 1:
         return f"expert {k} of {type(experts).__name__}"
     chosen = names if experts.features.columns is None else [names[column] for column in experts.features.columns]
-    lines = [linear_text(c, i, chosen, max_terms) for c, i in zip(experts.coef[k], experts.intercept[k], strict=True)]
+    lines = [
+        linear_text(c, i, chosen, max_terms=max_terms)
+        for c, i in zip(experts.coef[k], experts.intercept[k], strict=True)
+    ]
     noise = np.sqrt(np.diag(experts.covariance[k]))
     return "; ".join(f"y = {line} (noise {sd:.2g})" for line, sd in zip(lines, noise, strict=True))
 
 
-def linear_text(coef: Array, intercept: float, names: list[str], max_terms: int) -> str:
+def linear_text(coef: Array, intercept: float, names: list[str], *, max_terms: int) -> str:
     """Write a linear function with its largest terms first.
 
     Example:
-        >>> linear_text(np.array([0.5, -2.0, 0.1]), 1.0, ["a", "b", "c"], 2)
+        >>> linear_text(np.array([0.5, -2.0, 0.1]), 1.0, ["a", "b", "c"], max_terms=2)
         '-2 b +0.5 a +... +1'
     """
     order = np.argsort(-np.abs(coef), kind="stable")[:max_terms]

@@ -77,7 +77,7 @@ class TreeGate(Gate):
     Example:
         >>> from mixtura.classical import MoERegressor
         >>> X = np.linspace(-1, 1, 200)[:, None]
-        >>> y = np.abs(np.abs(X[:, 0]) - 0.5)
+        >>> y = np.abs(np.abs(X[:, 0]) - 0.5) + 0.05 * np.random.default_rng(0).normal(size=200)
         >>> model = MoERegressor(4, gate=TreeGate(Tree.uniform(2, 2)), random_state=0).fit(X, y)
         >>> model.gate_proba([[0.1]]).sum().round(6)
         np.float64(1.0)

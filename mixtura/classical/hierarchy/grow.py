@@ -16,9 +16,10 @@ import numpy as np
 from mixtura.classical.columns import Array
 from mixtura.classical.data import Data
 from mixtura.classical.em import Parameters, Progress, Task, responsibilities, run, start
-from mixtura.classical.experts.base import ExpertFamily, ExpertTrainer, FittedExperts
+from mixtura.classical.experts.base import ExpertFamily, FittedExperts
 from mixtura.classical.gates.base import FittedGate, Gate
 from mixtura.classical.hierarchy.gate import TreeFitted, TreeGate
+from mixtura.classical.hierarchy.settle import settled
 from mixtura.classical.hierarchy.tree import Tree
 from mixtura.classical.initial import first_division
 from mixtura.classical.restarts import best_run
@@ -28,8 +29,7 @@ Criterion = Literal["bic", "aic", "likelihood"]
 # Rows whose share in a leaf is smaller take no part in fitting its split.
 SMALLEST_SHARE = 1e-6
 LOCAL_ITERATIONS = 15
-WHOLE_ITERATIONS = 10
-COLD_STEPS = 20
+WHOLE_ITERATIONS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,18 +179,6 @@ def price(gate: TreeFitted, experts: FittedExperts, *, node: int) -> float:
     span = tree.span(node)
     per_expert = experts.n_parameters / len(tree.leaves)
     return sum(gate.at(inner).n_parameters for inner in inside) + per_expert * (span.stop - span.start - 1)
-
-
-def settled(trainer: ExpertTrainer, weights: Array) -> FittedExperts:
-    """Fit experts to weights from nothing, with as many M-steps as it takes families that iterate."""
-    fitted = trainer.fit(weights, None)
-    value = -np.inf
-    for _ in range(COLD_STEPS):
-        fitted = trainer.fit(weights, fitted)
-        before, value = value, float(np.vdot(weights, np.maximum(trainer.log_density(fitted), -1e300))) - fitted.penalty
-        if value - before <= 1e-6 * float(weights.sum()):
-            break
-    return fitted
 
 
 def _start(data: Data, restart: int, seed: int) -> Progress:

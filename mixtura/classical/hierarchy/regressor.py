@@ -40,8 +40,9 @@ class HMERegressor(Hierarchy, MoERegressor):
     Source: Jordan and Jacobs (1994), "Hierarchical mixtures of experts and the EM algorithm".
 
     Example:
+        >>> import numpy as np
         >>> X = np.linspace(-1, 1, 400)[:, None]
-        >>> y = np.abs(np.abs(X[:, 0]) - 0.5) + 0.01 * np.sin(50 * X[:, 0])
+        >>> y = np.abs(np.abs(X[:, 0]) - 0.5) + 0.05 * np.random.default_rng(0).normal(size=400)
         >>> model = HMERegressor(depth=2, random_state=0).fit(X, y)
         >>> model.predict([[-0.5], [0.0], [0.75]]).round(1) + 0.0
         array([0. , 0.5, 0.2])
