@@ -19,8 +19,9 @@ from mixtura.classical.gates.gaussian import GaussianGate
 from mixtura.classical.gates.log_posterior import LogPosteriorGate
 from mixtura.classical.hierarchy.describe import Measures, SoftTree, describe, measure
 from mixtura.classical.hierarchy.gate import TreeFitted, TreeGate
-from mixtura.classical.hierarchy.grow import Plan, grow, prune
+from mixtura.classical.hierarchy.grow import Plan, grow
 from mixtura.classical.hierarchy.online import Online, begin, learns_online, resume
+from mixtura.classical.hierarchy.prune import prune
 from mixtura.classical.hierarchy.tree import Tree
 from mixtura.classical.mixture import Mixture
 from mixtura.classical.progress import say

@@ -1,4 +1,4 @@
-"""Growing and pruning: the leaf that gains most is split, the gate that is worth least is taken out.
+"""Growing: the leaf that gains most is split.
 
 A leaf that becomes a mixture of two, fitted to the rows by the leaf's share of them, raises the likelihood of the whole
 tree by at least its gain on these weighted rows: EM's own argument. So candidates are fitted alone, and only the best
@@ -16,7 +16,7 @@ import numpy as np
 from mixtura.classical.columns import Array
 from mixtura.classical.data import Data
 from mixtura.classical.em import Parameters, Progress, Task, responsibilities, run, start
-from mixtura.classical.experts.base import ExpertFamily, FittedExperts
+from mixtura.classical.experts.base import ExpertFamily
 from mixtura.classical.gates.base import FittedGate, Gate
 from mixtura.classical.hierarchy.gate import TreeFitted, TreeGate
 from mixtura.classical.hierarchy.settle import settled
@@ -88,33 +88,17 @@ def grow(plan: Plan, progress: Progress, *, max_leaves: int, report: Callable[[s
     """
     grown = progress
     while (n_leaves := len(tree_of(grown).leaves)) < max_leaves:
-        weights = _posterior(plan, grown)
+        weights = posterior(plan, grown)
         splits = [split_leaf(plan, grown, weights, leaf=leaf) for leaf in range(n_leaves)]
         leaf = int(np.argmax([-np.inf if split is None else split.gain for split in splits]))
         split = splits[leaf]
         if split is None:
             break
-        grown = _settle(plan, *_with_split(grown, weights, leaf=leaf, split=split))
+        grown = settle(plan, *_with_split(grown, weights, leaf=leaf, split=split))
         if report is not None:
             report(f"leaf {leaf} split: {n_leaves + 1} leaves, objective {grown.best_objective:.8g}")
         if plan.cost(grown) < plan.cost(progress):
             progress = grown
-    return run(plan.task(tree_of(progress)), progress, iterations=plan.max_iter)
-
-
-def prune(plan: Plan, progress: Progress, *, report: Callable[[str], None] | None = None) -> Progress:
-    """Take out the gate whose subtree is missed least, again and again, while the criterion falls."""
-    while (tree := tree_of(progress)).inner:
-        weights = _posterior(plan, progress)
-        losses = collapse_losses(plan, progress, weights)
-        node = min(losses, key=lambda inner: losses[inner])
-        tried = _settle(plan, *_with_collapse(progress, weights, node=node))
-        if not plan.cost(tried) < plan.cost(progress):
-            break
-        progress = tried
-        if report is not None:
-            left = len(tree_of(progress).leaves)
-            report(f"node {node} became a leaf: {left} leaves, objective {progress.best_objective:.8g}")
     return run(plan.task(tree_of(progress)), progress, iterations=plan.max_iter)
 
 
@@ -148,44 +132,12 @@ def split_leaf(plan: Plan, progress: Progress, weights: Array, *, leaf: int) -> 
     return Split(gain=found.best_objective - before, gate=found.best.gate, shares=shares)
 
 
-def collapse_losses(plan: Plan, progress: Progress, weights: Array) -> dict[int, float]:
-    """Give what the objective loses at most if a gate and all below it become one expert, for every gate.
-
-    The loss is measured on the rows by their share in the node, where the single expert is fitted to these shares.
-    """
-    assert progress.best is not None
-    assert isinstance(progress.best.gate, TreeFitted)
-    gate, experts = progress.best.gate, progress.best.experts
-    tree, data = gate.tree, plan.data
-    node_weights = tree.node_weights(weights)[:, list(tree.inner)]
-    single = plan.family.bind(data, len(tree.inner), seed=plan.seed)
-    alone = single.log_density(settled(single, node_weights))
-    density, log_gate = experts.log_density(data.X, data.y), gate.log_proba(data.X)
-    losses = {}
-    for place, node in enumerate(tree.inner):
-        span = tree.span(node)
-        log_joint = density[:, span] + log_gate[:, span]
-        log_joint -= np.logaddexp.reduce(log_gate[:, span], axis=1)[:, None]
-        subtree = np.logaddexp.reduce(log_joint, axis=1)
-        mass = node_weights[:, place]
-        losses[node] = float(mass @ (subtree - alone[:, place])) / price(gate, experts, node=node)
-    return losses
-
-
-def price(gate: TreeFitted, experts: FittedExperts, *, node: int) -> float:
-    """Give how many parameters go with a gate and its subtree: losses are compared for each of them."""
-    tree = gate.tree
-    inside = [inner for inner in tree.inner if node <= inner < tree.end(node)]
-    span = tree.span(node)
-    per_expert = experts.n_parameters / len(tree.leaves)
-    return sum(gate.at(inner).n_parameters for inner in inside) + per_expert * (span.stop - span.start - 1)
-
-
 def _start(data: Data, restart: int, seed: int) -> Progress:
     return start(data, first_division(data, 2, restart=restart, looks_at_X=True, seed=seed))
 
 
-def _posterior(plan: Plan, progress: Progress) -> Array:
+def posterior(plan: Plan, progress: Progress) -> Array:
+    """Give the posterior probability of each leaf times the sample weights, shape (n_samples, n_leaves)."""
     assert progress.best is not None
     log_joint = progress.best.experts.log_density(plan.data.X, plan.data.y)
     log_joint += progress.best.gate.log_proba(plan.data.X)
@@ -206,20 +158,7 @@ def _with_split(progress: Progress, weights: Array, *, leaf: int, split: Split) 
     )
 
 
-def _with_collapse(progress: Progress, weights: Array, *, node: int) -> tuple[TreeFitted, Array]:
-    assert progress.best is not None
-    assert isinstance(progress.best.gate, TreeFitted)
-    gate = progress.best.gate
-    span = gate.tree.span(node)
-    kept = [gate.at(inner) for inner in gate.tree.inner if not node <= inner < gate.tree.end(node)]
-    together = weights[:, span].sum(axis=1, keepdims=True)
-    return (
-        TreeFitted(tree=gate.tree.replace(node, None), nodes=tuple(kept)),
-        np.hstack([weights[:, : span.start], together, weights[:, span.stop :]]),
-    )
-
-
-def _settle(plan: Plan, gate: TreeFitted, weights: Array) -> Progress:
+def settle(plan: Plan, gate: TreeFitted, weights: Array) -> Progress:
     """Run EM in the changed tree for some iterations, from the changed division."""
     task = plan.task(gate.tree)
     weights = np.asfortranarray(weights)
