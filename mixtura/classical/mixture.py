@@ -1,6 +1,7 @@
 """What the regressor and the classifier share: checks, EM, and the questions that any mixture answers."""
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
@@ -26,7 +27,7 @@ from mixtura.classical.restarts import best_run
 from mixtura.errors import UserError
 
 
-class Mixture(BaseEstimator):
+class Mixture(BaseEstimator, ABC):
     """Base of the EM mixtures: subclasses say what y may be and how experts are pooled."""
 
     def _fit(self, data: Data, *, used: NDArray[np.bool_]) -> Self:
@@ -68,10 +69,18 @@ class Mixture(BaseEstimator):
                 shares = division.fit(data, n_experts, seed=seeds[0]).shares(data.X)
             else:
                 shares = given_shares(division, len(used), n_experts)[used]
-            return [partial(start, data, soften(shares))]
+            return [partial(start, data, soften(shares), temperature=self.temperature)]
         looks_at_X = self.gate != "constant" and not isinstance(self.gate, ConstantGate)
         return [
-            partial(_start, data, n_experts, restart=i, looks_at_X=looks_at_X, seed=seed)
+            partial(
+                _start,
+                data,
+                n_experts,
+                restart=i,
+                looks_at_X=looks_at_X,
+                seed=seed,
+                temperature=self.temperature,
+            )
             for i, seed in enumerate(seeds[1:])
         ]
 
@@ -98,8 +107,9 @@ class Mixture(BaseEstimator):
             found.append(f"EM did not converge in {self.n_iter_} iterations; raise max_iter or tol")
         return found
 
+    @abstractmethod
     def _experts(self) -> tuple[ExpertFamily, int]:
-        raise NotImplementedError
+        """Give the family of experts and their number."""
 
     def gate_proba(self, X: Any) -> Array:
         """Give the probability with which each expert is asked, shape (n_samples, n_experts)."""
@@ -149,8 +159,9 @@ class Mixture(BaseEstimator):
         log_joint += self.gate_.log_proba(checked)
         return log_joint
 
+    @abstractmethod
     def _target(self, y: Any) -> NDArray[Any]:
-        raise NotImplementedError
+        """Check targets and bring them into the form of the training data."""
 
     def _checked(self, X: Any) -> Array:
         check_is_fitted(self)
@@ -158,8 +169,9 @@ class Mixture(BaseEstimator):
         return checked
 
 
-def _start(data: Data, n_experts: int, *, restart: int, looks_at_X: bool, seed: int) -> Progress:
-    return start(data, first_division(data, n_experts, restart=restart, looks_at_X=looks_at_X, seed=seed))
+def _start(data: Data, n_experts: int, *, restart: int, looks_at_X: bool, seed: int, temperature: float) -> Progress:
+    shares = first_division(data, n_experts, restart=restart, looks_at_X=looks_at_X, seed=seed)
+    return start(data, shares, temperature=temperature)
 
 
 def _go_on(data: Data, parameters: Parameters) -> Progress:

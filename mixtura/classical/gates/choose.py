@@ -40,7 +40,7 @@ def choose_gate(gate: Any, division: Any = None) -> Gate:
         return GATES[gate]
     if isinstance(gate, Gate):
         return gate
-    if is_classifier(gate):
+    if hasattr(gate, "fit") and is_classifier(gate):
         return ClassifierGate(gate)
     names = ", ".join([*GATES, "fixed"])
     raise UserError(f"expected gate one of {names}, a gate or a classifier, got {gate!r}; choose one of them")
