@@ -20,7 +20,8 @@ EMPTY_SHARE = 1e-4
 MOST_RESEEDS = 3
 # Iterations without a gain before EM stops, where the likelihood may fall on the way.
 PATIENCE = 5
-COOLING = 0.7
+COOLING = 0.9
+JITTER = 0.03
 STEPS_PER_TEMPERATURE = 3
 
 
@@ -74,7 +75,8 @@ class Progress:
     """Where a run of EM stands: it can be continued from here.
 
     `weights` (n_samples, n_experts) are responsibilities times sample weights, what the next M-step takes. `best` are
-    the parameters with the highest objective at the final temperature so far.
+    the parameters with the highest objective at the final temperature so far. `division` are the first weights, kept if
+    EM is to be cooled.
     """
 
     weights: Array
@@ -86,6 +88,7 @@ class Progress:
     waited: int = 0
     n_reseeds: int = 0
     converged: bool = False
+    division: Array | None = None
 
 
 def responsibilities(log_joint: Array, *, temperature: float = 1.0) -> tuple[Array, Array]:
@@ -151,6 +154,9 @@ def run(
 def iterate(task: Task, progress: Progress) -> Progress:
     """Do one iteration: M-step, E-step, bookkeeping, and a second chance for experts that explain nothing."""
     temperature = temperature_at(task.temperature, len(progress.steps))
+    if progress.division is not None and progress.steps and temperature != progress.steps[-1].temperature:
+        # In the heat all experts become one, a saddle point that EM alone would never leave.
+        progress = replace(progress, weights=(1 - JITTER) * progress.weights + JITTER * progress.division)
     parameters = maximise(task, progress)
     weights, log_density = expect(task, parameters, temperature=temperature)
     weights *= task.sample_weight[:, None]
@@ -171,8 +177,8 @@ def iterate(task: Task, progress: Progress) -> Progress:
         return replace(
             after, weights=weights, steps=(*progress.steps, step), n_reseeds=progress.n_reseeds + 1, waited=0
         )
-    # After a second chance the objective starts lower, and needs time to come back.
-    patience = 1 if task.monotone and not progress.n_reseeds else PATIENCE
+    # After a second chance the objective starts lower, and after the heat near a saddle: both need time.
+    patience = 1 if task.monotone and not progress.n_reseeds and task.temperature == 1.0 else PATIENCE
     return replace(after, waited=waited, converged=waited >= patience)
 
 
@@ -180,8 +186,8 @@ def temperature_at(start: float, iteration: int) -> float:
     """Give the temperature of an iteration: it falls in steps from `start` and then stays at exactly 1.
 
     Example:
-        >>> [round(temperature_at(2.0, i), 2) for i in range(9)]
-        [2.0, 2.0, 2.0, 1.4, 1.4, 1.4, 1.0, 1.0, 1.0]
+        >>> [round(temperature_at(1.2, i), 2) for i in range(9)]
+        [1.2, 1.2, 1.2, 1.08, 1.08, 1.08, 1.0, 1.0, 1.0]
     """
     return float(max(1.0, start * COOLING ** (iteration // STEPS_PER_TEMPERATURE)))
 
@@ -210,6 +216,7 @@ def reseed(weights: Array, log_density: Array, sample_weight: Array, *, empty: t
     return weights
 
 
-def start(data: Data, shares: Array) -> Progress:
+def start(data: Data, shares: Array, *, temperature: float = 1.0) -> Progress:
     """Begin with a division of the rows (n_samples, n_experts) whose rows sum to one."""
-    return Progress(weights=np.asfortranarray(shares) * data.sample_weight[:, None])
+    weights = np.asfortranarray(shares) * data.sample_weight[:, None]
+    return Progress(weights=weights, division=weights.copy(order="F") if temperature > 1.0 else None)

@@ -5,6 +5,7 @@ weight two changes them, so that weights equal repetition from the first iterati
 """
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from mixtura.classical.columns import Array, Columns
@@ -44,15 +45,15 @@ def smooth_partition(points: Array, n_experts: int, rng: np.random.Generator) ->
     return normal
 
 
-def clusters(points: Array, sample_weight: Array, n_experts: int, rng: np.random.Generator) -> Array:
-    """Divide by k-means from random rows, softened: SPREAD of each row to its own cluster, the rest to all.
+def clusters(points: Array, sample_weight: Array, *, n_experts: int, rng: np.random.Generator) -> Array:
+    """Divide by k-means from random rows, softened; fewer different rows than experts leave some without a cluster.
 
     Shapes: points (n_samples, n_columns), standardised -> (n_samples, n_experts).
     """
-    seeds = seed_rows(points, sample_weight, n_experts, rng)
-    centers = points[seeds] + 1e-6 * rng.normal(size=(n_experts, points.shape[1]))
-    labels = KMeans(n_experts, init=centers, n_init=1, max_iter=50).fit(points, sample_weight=sample_weight).labels_
-    return soften(np.eye(n_experts)[labels])
+    seeds = seed_rows(points, sample_weight, n_seeds=n_experts, rng=rng)
+    centers = np.unique(points[seeds], axis=0)
+    found = KMeans(len(centers), init=centers, n_init=1, max_iter=50).fit(points, sample_weight=sample_weight)
+    return soften(np.eye(n_experts)[found.labels_])
 
 
 def soften(shares: Array) -> Array:
@@ -65,7 +66,7 @@ def soften(shares: Array) -> Array:
     return SPREAD * shares + (1.0 - SPREAD) / shares.shape[1]
 
 
-def seed_rows(points: Array, sample_weight: Array, n_seeds: int, rng: np.random.Generator) -> Array:
+def seed_rows(points: Array, sample_weight: Array, *, n_seeds: int, rng: np.random.Generator) -> NDArray[np.intp]:
     """Draw rows far from one another (k-means++), each by its place in an order of the rows that their values give."""
     order = np.argsort(points @ rng.normal(size=points.shape[1]), kind="stable")
     mass, nearest = sample_weight[order].astype(float), np.full(len(points), np.inf)
@@ -92,5 +93,5 @@ def first_division(data: Data, n_experts: int, *, restart: int, looks_at_X: bool
     if n_experts == 1:
         return np.ones((data.n_samples, 1))
     if looks_at_X and restart % 2 == 0:
-        return clusters(joint_columns(data, targets=False), data.sample_weight, n_experts, rng)
+        return clusters(joint_columns(data, targets=False), data.sample_weight, n_experts=n_experts, rng=rng)
     return smooth_partition(joint_columns(data, targets=True), n_experts, rng)

@@ -1,6 +1,7 @@
 """What the regressor and the classifier share: checks, EM, and the questions that any mixture answers."""
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
@@ -26,7 +27,7 @@ from mixtura.classical.restarts import best_run
 from mixtura.errors import UserError
 
 
-class Mixture(BaseEstimator):
+class Mixture(BaseEstimator, ABC):
     """Base of the EM mixtures: subclasses say what y may be and how experts are pooled."""
 
     # Whether experts that explain nothing get a second chance.
@@ -79,9 +80,9 @@ class Mixture(BaseEstimator):
                 shares = division.fit(data, n_experts, seed=seeds[0]).shares(data.X)
             else:
                 shares = given_shares(division, len(used), n_experts)[used]
-            return [partial(start, data, soften(shares))]
-        divide = self._gate().divide
-        return [partial(_start, data, n_experts, divide=divide, restart=i, seed=s) for i, s in enumerate(seeds[1:])]
+            return [partial(start, data, soften(shares), temperature=self.temperature)]
+        divide = partial(_start, data, n_experts, divide=self._gate().divide, temperature=self.temperature)
+        return [partial(divide, restart=i, seed=seed) for i, seed in enumerate(seeds[1:])]
 
     def _keep(self, best: Progress, objectives: list[float]) -> None:
         assert best.best is not None
@@ -106,8 +107,9 @@ class Mixture(BaseEstimator):
             found.append(f"EM did not converge in {self.n_iter_} iterations; raise max_iter or tol")
         return found
 
+    @abstractmethod
     def _experts(self) -> tuple[ExpertFamily, int]:
-        raise NotImplementedError
+        """Give the family of experts and their number."""
 
     def gate_proba(self, X: Any) -> Array:
         """Give the probability with which each expert is asked, shape (n_samples, n_experts)."""
@@ -157,8 +159,9 @@ class Mixture(BaseEstimator):
         log_joint += self.gate_.log_proba(checked)
         return log_joint
 
+    @abstractmethod
     def _target(self, y: Any) -> NDArray[Any]:
-        raise NotImplementedError
+        """Check targets and bring them into the form of the training data."""
 
     def _checked(self, X: Any) -> Array:
         check_is_fitted(self)
@@ -166,8 +169,10 @@ class Mixture(BaseEstimator):
         return checked
 
 
-def _start(data: Data, n_experts: int, *, divide: Callable[..., Array], restart: int, seed: int) -> Progress:
-    return start(data, divide(data, n_experts, restart=restart, seed=seed))
+def _start(
+    data: Data, n_experts: int, *, divide: Callable[..., Array], restart: int, seed: int, temperature: float
+) -> Progress:
+    return start(data, divide(data, n_experts, restart=restart, seed=seed), temperature=temperature)
 
 
 def _go_on(data: Data, parameters: Parameters) -> Progress:

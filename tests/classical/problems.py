@@ -45,7 +45,7 @@ def falls(seed, family, gate, *, targets="real", iterations=12, n_experts=None):
         reseed=False,
     )
     first = first_division(data, n_experts, restart=seed, looks_at_X=True, seed=seed)
-    steps = run(task, start(data, first), iterations=iterations).steps
+    steps = run(task, start(data, first, temperature=task.temperature), iterations=iterations).steps
     assert len(steps) > 1
     assert all(np.isfinite(step.objective) for step in steps)
     pairs = [(a, b) for a, b in pairwise(steps) if a.temperature == b.temperature]

@@ -22,9 +22,9 @@ def task(data, n_experts=2, **options):
     return Task(gate=gate, experts=experts, sample_weight=data.sample_weight, n_experts=n_experts, **settings)
 
 
-def halves(data):
+def halves(data, temperature=1.0):
     side = (data.X[:, 0] > 0.3).astype(int)
-    return start(data, 0.8 * np.eye(2)[side] + 0.1)
+    return start(data, 0.8 * np.eye(2)[side] + 0.1, temperature=temperature)
 
 
 def test_responsibilities_are_the_posterior_and_the_evidence():
@@ -67,7 +67,7 @@ def test_a_run_in_two_parts_is_the_run_in_one():
 
 def test_annealing_ends_at_temperature_one():
     data = two_lines()
-    done = run(task(data, temperature=4.0), halves(data), iterations=100)
+    done = run(task(data, temperature=4.0), halves(data, 4.0), iterations=100)
     heats = [step.temperature for step in done.steps]
     assert heats[0] == 4.0
     assert heats == sorted(heats, reverse=True)

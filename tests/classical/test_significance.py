@@ -84,5 +84,6 @@ def test_pure_chance_is_significant_in_about_its_share():
 def test_bad_input_is_refused():
     with pytest.raises(UserError, match="one shape"):
         mcnemar([1, 2], [1], [1, 2])
+    one = [(np.arange(2), np.array([2, 3]))]
     with pytest.raises(UserError, match="at least 2 folds"):
-        paired_t(LinearRegression(), DummyRegressor(), np.eye(4), y=np.arange(4.0), cv=[(np.arange(2), np.array([2, 3]))])
+        paired_t(LinearRegression(), DummyRegressor(), np.eye(4), y=np.arange(4.0), cv=one)

@@ -173,7 +173,7 @@ class EstimatorExpert(ExpertFamily):
             raise UserError(
                 f"expected an expert that takes sample_weight, got {self.estimator!r}; use weighting='resample'"
             )
-        return EstimatorTrainer(self, data, n_experts, seed)
+        return EstimatorTrainer(self, data, n_experts, seed=seed)
 
 
 def weight_argument(estimator: Any) -> str | None:
@@ -198,7 +198,7 @@ class EstimatorTrainer(ExpertTrainer):
 
     monotone = False
 
-    def __init__(self, family: EstimatorExpert, data: Data, n_experts: int, seed: int) -> None:
+    def __init__(self, family: EstimatorExpert, data: Data, n_experts: int, *, seed: int) -> None:
         self.family, self.seed = family, seed
         self.numbers = data.column_numbers(family.columns)
         self.X, self.y = pick(data.X, self.numbers), data.y

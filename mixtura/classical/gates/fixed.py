@@ -9,8 +9,6 @@ from mixtura.classical.data import Data
 from mixtura.classical.division import Division, FittedDivision
 from mixtura.classical.gates.base import FittedGate, Gate, GateTrainer
 
-LEAST_SHARE = 1e-12
-
 
 @dataclass(frozen=True, kw_only=True)
 class FixedFitted(FittedGate):
@@ -22,7 +20,8 @@ class FixedFitted(FittedGate):
 
     def log_proba(self, X: Array) -> Array:
         """Give the logarithm of the division's shares, shape (n_samples, n_experts)."""
-        return np.log(np.maximum(self.division.shares(X), LEAST_SHARE))
+        with np.errstate(divide="ignore"):  # an expert without a share is out of the question
+            return np.log(self.division.shares(X))
 
 
 class FixedGate(Gate):
