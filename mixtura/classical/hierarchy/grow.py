@@ -8,7 +8,6 @@ experts" (1996).
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -22,7 +21,6 @@ from mixtura.classical.hierarchy.gate import TreeFitted, TreeGate
 from mixtura.classical.hierarchy.settle import settled
 from mixtura.classical.hierarchy.tree import Tree
 from mixtura.classical.initial import first_division
-from mixtura.classical.restarts import best_run
 
 Criterion = Literal["bic", "aic", "likelihood"]
 
@@ -122,9 +120,8 @@ def split_leaf(plan: Plan, progress: Progress, weights: Array, *, leaf: int) -> 
         float(data.sample_weight @ progress.best.experts.log_density(data.X, data.y)[:, leaf]),
         float(data.sample_weight @ one.log_density(alone)[:, 0]) - alone.penalty,
     )
-    starts = [partial(_start, data, restart, plan.seed) for restart in range(2)]
     task = plan.local(data)
-    found, _ = best_run(task, starts)
+    found = max((_attempt(task, data, restart, seed=plan.seed) for restart in range(2)), key=lambda p: p.best_objective)
     assert found.best is not None
     log_joint = found.best.experts.log_density(data.X, data.y) + found.best.gate.log_proba(data.X)
     shares = np.full((plan.data.n_samples, 2), 0.5)
@@ -132,8 +129,9 @@ def split_leaf(plan: Plan, progress: Progress, weights: Array, *, leaf: int) -> 
     return Split(gain=found.best_objective - before, gate=found.best.gate, shares=shares)
 
 
-def _start(data: Data, restart: int, seed: int) -> Progress:
-    return start(data, first_division(data, 2, restart=restart, looks_at_X=True, seed=seed))
+def _attempt(task: Task, data: Data, restart: int, *, seed: int) -> Progress:
+    shares = first_division(data, 2, restart=restart, looks_at_X=True, seed=seed)
+    return run(task, start(data, shares), iterations=task.max_iter)
 
 
 def posterior(plan: Plan, progress: Progress) -> Array:

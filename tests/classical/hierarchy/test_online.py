@@ -58,7 +58,7 @@ def test_classes_are_learnt_on_line():
     for _ in range(4):
         model.partial_fit(X, y)
     assert model.score(X, y) > 0.9
-    fitted = HMEClassifier(2, n_init=3, random_state=0, max_iter=200, tol=1e-4).fit(X[:500], y[:500])
+    fitted = HMEClassifier(2, n_init=2, random_state=0, max_iter=100, tol=1e-3).fit(X[:500], y[:500])
     assert fitted.partial_fit(X[500:], y[500:]).score(X, y) > 0.9
 
 
