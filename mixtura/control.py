@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mixtura.errors import UserError
 from mixtura.layer import MoE
 from mixtura.ranks import ProcessGroup, sum_over_ranks
-from mixtura.replay import Logged
+from mixtura.replays import Logged
 
 
 class BalanceController:

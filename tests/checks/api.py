@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from tests.checks.tree import Definition, Function, Module, dotted, flat, public_definitions
 
 TOP_NAMES = 40
+NEEDS_EXTRA = {"classical"}  # top names that `from mixtura import *` leaves out, since it works with torch alone
 POSITIONAL = 3
 EXAMPLE = re.compile(r"^\s*Examples?::?\s*$.*?^\s*>>> ", re.MULTILINE | re.DOTALL)
 # Their callers are torch.autograd (`apply` takes no keywords) and the Triton launcher.
@@ -100,7 +101,7 @@ def top_names(modules: Mapping[str, Module], package: str = "mixtura") -> list[s
     issues += [
         f"{module.path}:{line}: {name} is bound but not in __all__; add it, or rename it with an underscore"
         for name, line in sorted(bound.items())
-        if name not in listed
+        if name not in listed and name not in NEEDS_EXTRA
     ]
     return issues
 

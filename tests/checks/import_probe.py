@@ -129,7 +129,9 @@ def run(package: str, refused: frozenset[str]) -> list[str]:
     before = state()
     watch.on = True
     try:
-        importlib.import_module(package)
+        module = importlib.import_module(package)
+        for name in getattr(module, "__all__", ()):  # names that are loaded on first use are loaded now
+            getattr(module, name)
     except ModuleNotFoundError as error:
         watch.found.append(f"{package}/__init__.py:1: cannot be imported without {error.name}; import that late")
     finally:

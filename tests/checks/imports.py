@@ -18,7 +18,7 @@ LEVELS = (
     ("uncompiled",),
     ("kernels", "mapping", "errors", "hooks", "ranks"),
     ("routing",),
-    ("replay", "pooling"),
+    ("replays", "pooling"),
     ("losses", "dispatch", "experts", "routers"),
     ("layer",),
     ("config", "roles", "control"),

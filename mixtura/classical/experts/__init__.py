@@ -1,0 +1,1 @@
+"""Experts: what is said about the target. One file per family."""

@@ -1,0 +1,1 @@
+"""Gates: who is asked where. One file per family."""
