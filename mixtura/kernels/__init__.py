@@ -1,10 +1,11 @@
 """Expert kernels: plain tensors in and out. `grouped_mlp` chooses one; `use` forces it, `describe` tells.
 
-`reference` is the loop that every other kernel is compared with; `cpu` is the fast one where there is no GPU kernel.
+`reference` is the loop that every other kernel is compared with; `cpu` is the fast one where there is no GPU kernel;
+`triton` and `grouped_mm` (torch's own grouped products) are for GPUs.
 
 Example:
     >>> sorted(KERNELS)
-    ['cpu', 'reference']
+    ['cpu', 'grouped_mm', 'reference', 'triton']
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from torch import Tensor
 from mixtura.errors import UserError
 from mixtura.kernels import cpu, reference
 from mixtura.kernels.activations import ACTIVATIONS, Activation, StackedMLP
+from mixtura.kernels.choice import Choice, choose_for_gpu, has_triton
 from mixtura.kernels.rows import RowIndex, combine_rows, gather_rows, sum_rows
 
 __all__ = [
@@ -33,13 +35,36 @@ __all__ = [
     "use",
 ]
 
-KERNELS: dict[str, Callable[..., Tensor]] = {"cpu": cpu.grouped_mlp, "reference": reference.grouped_mlp}
+
+def _triton(
+    x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: StackedMLP, keep_NF: Tensor | None = None
+) -> Tensor:
+    from mixtura.kernels import triton
+
+    return triton.grouped_mlp(x_TD, weight_N, index, experts=experts, keep_NF=keep_NF)
+
+
+def _grouped_mm(
+    x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: StackedMLP, keep_NF: Tensor | None = None
+) -> Tensor:
+    # Late, since registering its ops costs some milliseconds that only its users should pay.
+    from mixtura.kernels import grouped_mm
+
+    return grouped_mm.grouped_mlp(x_TD, weight_N, index, experts=experts, keep_NF=keep_NF)
+
+
+KERNELS: dict[str, Callable[..., Tensor]] = {
+    "cpu": cpu.grouped_mlp,
+    "grouped_mm": _grouped_mm,
+    "reference": reference.grouped_mlp,
+    "triton": _triton,
+}
 _forced: ContextVar[str | None] = ContextVar("mixtura_kernel", default=None)
 
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
-    """Force one kernel inside the block: "reference" or "cpu".
+    """Force one kernel of `KERNELS` inside the block.
 
     Raises:
         UserError: the name is no kernel's.
@@ -58,17 +83,37 @@ def use(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def describe() -> dict[str, str]:
-    """Which kernel runs now, why, and on what library.
+def _choose(device: str, dtype: torch.dtype, *, rows_per_expert: float) -> Choice:
+    if forced := _forced.get():
+        return Choice(forced, "forced by mixtura.kernels.use")
+    if device == "cuda":
+        # Whoever compiles for a GPU has triton: torch.compile needs it too.
+        installed = torch.compiler.is_compiling() or has_triton()
+        return choose_for_gpu(dtype=dtype, rows_per_expert=rows_per_expert, triton=installed)
+    return Choice("cpu", "not a GPU: batched products over experts of similar counts")
+
+
+def describe(
+    device: str = "cpu", *, dtype: torch.dtype = torch.float32, rows_per_expert: float = 4096.0
+) -> dict[str, str]:
+    """Which kernel runs on such a device for such operands, why, and on what library.
+
+    Args:
+        device: a device's type: "cpu", "cuda".
+        dtype: of the operands.
+        rows_per_expert: N / E.
 
     Example:
         >>> describe()["kernel"]
         'cpu'
+        >>> with use("grouped_mm"):
+        ...     describe("cuda")["kernel"]
+        'grouped_mm'
     """
-    forced = _forced.get()
+    kernel, reason = _choose(device, dtype, rows_per_expert=rows_per_expert)
     return {
-        "kernel": forced or "cpu",
-        "reason": "forced by mixtura.kernels.use" if forced else "the only fast kernel so far; runs on any device",
+        "kernel": kernel,
+        "reason": reason,
         "torch": torch.__version__,
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
@@ -84,4 +129,6 @@ def grouped_mlp(x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: Sta
         >>> grouped_mlp(torch.tensor([[3.0]]), torch.tensor([2.0]), index, experts=experts).tolist()
         [[6.0]]
     """
-    return KERNELS[_forced.get() or "cpu"](x_TD, weight_N, index, experts=experts)
+    rows_per_expert = index.token_N.shape[0] / index.num_experts
+    kernel = _choose(x_TD.device.type, x_TD.dtype, rows_per_expert=rows_per_expert).kernel
+    return KERNELS[kernel](x_TD, weight_N, index, experts=experts)

@@ -9,26 +9,8 @@ from mixtura.kernels import cpu, reference
 from mixtura.kernels import layout as layout_module
 from mixtura.kernels.activations import ACTIVATIONS
 from mixtura.kernels.layout import Partition
-from tests.kernels.cases import Operands, error, make_index
+from tests.kernels.cases import EVEN, INDICES, NAMES, Operands, compare, compare_rounded, error, make_index
 
-EVEN = [[t % 4, (t + 1) % 4] for t in range(24)]
-INDICES = {
-    "one choice": ([[(5 * t) % 4] for t in range(20)], True),
-    "two choices": (EVEN, True),
-    "three choices": ([[t % 4, (t + 1) % 4, (t + 3) % 4] for t in range(10)], True),
-    "first expert empty": ([[1 + t % 3] for t in range(9)], True),
-    "middle expert empty": ([[(0, 1, 3)[t % 3]] for t in range(9)], True),
-    "last expert empty": ([[t % 3] for t in range(9)], True),
-    "all but one empty": ([[2]] * 7, True),
-    "no rows at all": ([[-1, -1]] * 5, True),
-    "some dropped": ([[t % 4, -1 if t % 3 else (t + 1) % 4] for t in range(12)], True),
-    "first choice dropped": ([[-1, t % 4] for t in range(12)], True),
-    "different numbers of choices": ([[t % 4, -1 if t % 3 else (t + 1) % 4] for t in range(12)], False),
-    "tokens without rows, no slots": ([[-1], [0], [-1], [3], [3]], False),
-    "one token": ([[3, 1]], True),
-    "no tokens": ([], True),
-    "very uneven": ([[0]] * 40 + [[1], [2], [3]], True),
-}
 indices = pytest.mark.parametrize(("choices", "regular"), INDICES.values(), ids=list(INDICES))
 
 
@@ -56,22 +38,12 @@ def layout(request, monkeypatch):
     return request.param
 
 
-def compare(operands, index):
-    dy_ND = torch.randn(index.token_N.shape[0], operands.x.shape[1])
-    expected = operands.results(reference.grouped_mlp, index, dy_ND)
-    got = operands.results(cpu.grouped_mlp, index, dy_ND)
-    for name, value in expected.items():
-        assert got[name].shape == value.shape
-        assert got[name].dtype == value.dtype
-        assert error(got[name], value) < 1e-5, name
-
-
 @indices
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.usefixtures("layout", "poison")
 def test_every_index(choices, regular, bias):
     index = make_index(choices, num_experts=4, regular=regular)
-    compare(Operands.random(index, activation="swiglu", bias=bias), index)
+    compare(cpu.grouped_mlp, Operands.random(index, activation="swiglu", bias=bias), index)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -79,7 +51,7 @@ def test_every_index(choices, regular, bias):
 @pytest.mark.usefixtures("layout", "poison")
 def test_every_activation(activation, bias):
     index = make_index(EVEN[:13], num_experts=5)  # uneven, and expert 4 empty
-    compare(Operands.random(index, activation=activation, bias=bias), index)
+    compare(cpu.grouped_mlp, Operands.random(index, activation=activation, bias=bias), index)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -87,17 +59,8 @@ def test_every_activation(activation, bias):
 @pytest.mark.usefixtures("layout", "poison")
 def test_bf16_is_not_worse_than_the_reference_in_bf16(activation, bias):
     index = make_index(EVEN * 20, num_experts=4)
-    exact = Operands.random(index, activation=activation, bias=bias, dim=32, hidden=48)
-    rounded = exact.cast(torch.bfloat16)
-    dy_ND = torch.randn(index.token_N.shape[0], 32).bfloat16()
-    # The truth takes the rounded operands in full precision, so that only the kernels' own rounding is compared.
-    truth = rounded.cast(torch.float32).results(reference.grouped_mlp, index, dy_ND.float())
-    loop = rounded.results(reference.grouped_mlp, index, dy_ND)
-    got = rounded.results(cpu.grouped_mlp, index, dy_ND)
-    for name, value in truth.items():
-        assert got[name].dtype == loop[name].dtype
-        assert error(got[name], value) <= 2 * error(loop[name], value) + 1e-6, name
-        assert error(got[name], value) < 2e-2, name
+    operands = Operands.random(index, activation=activation, bias=bias, dim=32, hidden=48)
+    compare_rounded(cpu.grouped_mlp, operands.cast(torch.bfloat16), index)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
@@ -126,7 +89,7 @@ def test_any_choices(data):
     for force in LAYOUTS.values():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(layout_module, "partition", force)
-            compare(operands, index)
+            compare(cpu.grouped_mlp, operands, index)
 
 
 @pytest.mark.usefixtures("layout")
@@ -146,9 +109,6 @@ def test_only_x_z_and_the_weights_are_kept_for_the_backward_pass():
     assert [tensor.shape[1:] for tensor in others] == [(10,)]  # z: (rows, 2F), and no (rows, D)
     assert len(kept) == len(leaves) + 1
     assert not any(tensor.data_ptr() == y_ND.data_ptr() for tensor in kept)
-
-
-NAMES = ("x", "weight", "up", "down", "up_bias", "down_bias")
 
 
 @pytest.mark.parametrize("wanted", NAMES)

@@ -37,7 +37,7 @@ def test_use_holds_for_its_own_thread_only():
 
 def test_an_unknown_kernel_names_the_known_ones():
     with (
-        pytest.raises(UserError, match=r"expected a kernel among \['cpu', 'reference'\], got 'fast'"),
+        pytest.raises(UserError, match=r"expected a kernel among \['cpu', .*'triton'\], got 'fast'"),
         kernels.use("fast"),
     ):
         pass
@@ -64,3 +64,13 @@ def test_describe_tells_the_machine():
     described = kernels.describe()
     assert described["torch"] == torch.__version__
     assert described["threads"] == str(torch.get_num_threads())
+
+
+def test_describe_tells_what_a_gpu_would_get(monkeypatch):
+    monkeypatch.setattr(kernels, "has_triton", lambda: True)
+    assert kernels.describe("cuda", dtype=torch.bfloat16)["kernel"] == "triton"
+    assert kernels.describe("cuda", dtype=torch.float64)["kernel"] == "cpu"
+    monkeypatch.setattr(kernels, "has_triton", lambda: False)
+    assert "mixtura[gpu]" in kernels.describe("cuda")["reason"]
+    with kernels.use("grouped_mm"):
+        assert kernels.describe("cuda")["kernel"] == "grouped_mm"

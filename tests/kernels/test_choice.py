@@ -1,0 +1,28 @@
+"""The rule that picks a kernel for a GPU."""
+
+import pytest
+import torch
+
+from mixtura.kernels import choice
+from mixtura.kernels.choice import choose_for_gpu
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("rows", [0.5, 64.0, 1e6])
+def test_triton_wherever_it_can_compute_until_something_else_was_measured(dtype, rows):
+    assert choose_for_gpu(dtype=dtype, rows_per_expert=rows, triton=True).kernel == "triton"
+
+
+def test_a_measured_crossover_replaces_the_rule(monkeypatch):
+    monkeypatch.setitem(choice.CROSSOVER, torch.bfloat16, 512.0)
+    chosen = [choose_for_gpu(dtype=torch.bfloat16, rows_per_expert=rows, triton=True) for rows in (511.0, 512.0)]
+    assert [kernel for kernel, _ in chosen] == ["triton", "grouped_mm"]
+    assert "512" in chosen[1].reason
+    assert choose_for_gpu(dtype=torch.float32, rows_per_expert=512.0, triton=True).kernel == "triton"
+
+
+def test_without_triton_or_in_float64_torch_computes_and_the_reason_says_so():
+    missing = choose_for_gpu(dtype=torch.bfloat16, rows_per_expert=1.0, triton=False)
+    assert (missing.kernel, "mixtura[gpu]" in missing.reason) == ("cpu", True)
+    double = choose_for_gpu(dtype=torch.float64, rows_per_expert=1.0, triton=True)
+    assert (double.kernel, "float64" in double.reason) == ("cpu", True)

@@ -1,0 +1,49 @@
+"""Gather-and-sum against the same in torch."""
+
+import pytest
+import torch
+
+from mixtura.kernels.rows import sum_rows
+from mixtura.kernels.triton.combine import combine_launch
+from tests.kernels.cases import make_index
+
+CASES = {
+    "one choice": ([[1], [0], [1]], True),
+    "three choices": ([[0, 1, 2], [2, 1, 0]] * 5, True),
+    "some dropped": ([[1, 0], [-1, 1], [2, -1], [-1, -1]], True),
+    "different numbers of choices": ([[1, 0, 2], [-1, -1, -1], [2, -1, 0]], False),
+    "no rows": ([[-1], [-1]], True),
+    "no rows, no slots": ([[-1], [-1]], False),
+    "no tokens": ([], True),
+    "no tokens, no slots": ([], False),
+}
+
+
+def combine(y_ND, index):
+    out_TD, launch = combine_launch(y_ND, index)
+    launch.run()
+    return out_TD
+
+
+@pytest.mark.parametrize(("choices", "regular"), CASES.values(), ids=list(CASES))
+@pytest.mark.parametrize("dim", [1, 5, 600])  # one column, less than a block, two blocks
+@pytest.mark.usefixtures("poison")
+def test_each_token_gets_the_sum_of_its_rows(choices, regular, dim):
+    index = make_index(choices, num_experts=3, regular=regular)
+    y_ND = torch.randn(index.token_N.shape[0], dim)
+    torch.testing.assert_close(combine(y_ND, index), sum_rows(y_ND, index))
+
+
+@pytest.mark.parametrize("regular", [True, False], ids=["slots", "no slots"])
+def test_the_tail_is_not_added(regular):
+    index = make_index([[0], [1], [-1]], num_experts=2, regular=regular)
+    longer = index._replace(token_N=torch.cat([index.token_N, torch.tensor([2, 0])]), dropless=False)
+    y_ND = torch.tensor([[1.0], [2.0], [torch.nan], [torch.nan]])
+    assert combine(y_ND, longer).tolist() == [[1.0], [2.0], [0.0]]
+
+
+@pytest.mark.parametrize("regular", [True, False], ids=["slots", "no slots"])
+def test_a_nan_reaches_only_the_token_whose_row_has_it(regular):
+    index = make_index([[-1, 0], [0, 1]], num_experts=2, regular=regular)
+    y_ND = torch.tensor([[5.0], [torch.nan], [2.0]])
+    assert combine(y_ND, index).isnan().flatten().tolist() == [False, True]
