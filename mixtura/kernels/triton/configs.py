@@ -96,7 +96,7 @@ TABLE: dict[tuple[int, int], Entry] = {
     },
     (4, 32): {
         "up": Config(32, 64, 16, 4, 3),
-        "up_gated": Config(32, 32, 16, 4, 3),
+        "up_gated": Config(32, 64, 16, 8, 3),
         "rows": Config(32, 64, 16, 4, 3),
         "hidden": Config(32, 64, 16, 4, 3),
         "hidden_gated": Config(32, 64, 16, 4, 3),
@@ -120,7 +120,14 @@ UNALIGNED: dict[int, Entry] = {
         "hidden_gated": Config(32, 64, 32, 4, 3, 2),
         "weights": Config(64, 64, 32, 4, 3),
     },
-    4: TABLE[4, 32],
+    4: {
+        "up": Config(32, 64, 16, 8, 3),
+        "up_gated": Config(32, 64, 16, 8, 3),
+        "rows": Config(32, 64, 16, 8, 3),
+        "hidden": Config(32, 64, 16, 8, 3),
+        "hidden_gated": Config(32, 64, 16, 8, 3),
+        "weights": Config(64, 64, 16, 8, 3),
+    },
 }
 
 
