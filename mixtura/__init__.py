@@ -1,15 +1,19 @@
 """mixtura: the mixture-of-experts toolkit for Python."""
 
 from mixtura import kernels, losses, routers
+from mixtura.config import MoEConfig
+from mixtura.dispatch import Capacity
 from mixtura.errors import UserError
 from mixtura.experts import MLP, GroupedMLP, ModuleExperts
-from mixtura.layer import MoE, MoEConfig
+from mixtura.layer import MoE
 from mixtura.losses import attach, collect_losses
 from mixtura.observe.record import record
+from mixtura.replay import replay
 from mixtura.routing import Routing, Rows
 
 __all__ = [
     "MLP",
+    "Capacity",
     "GroupedMLP",
     "MoE",
     "MoEConfig",
@@ -22,6 +26,7 @@ __all__ = [
     "kernels",
     "losses",
     "record",
+    "replay",
     "routers",
 ]
 __version__ = "0.1.0"

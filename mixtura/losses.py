@@ -13,7 +13,7 @@ Example:
     ['importance', 'load', 'load_balance', 'z']
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,7 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixtura.routing import Routing, is_recomputing
+from mixtura.errors import UserError
+from mixtura.hooks import is_recomputing
+from mixtura.routing import Routing
 
 
 def _mean_over_tokens(values: Tensor, mask_T: Tensor | None) -> Tensor:
@@ -41,6 +43,8 @@ def _cv_squared(values_E: Tensor) -> Tensor:
 def load_balance(routing: Routing) -> Tensor:
     """E / (K T) * sum_e c_e * mean_t p_te, with c_e the assignments of expert e; at least 1, and 1 when balanced.
 
+    Null experts count as experts here.
+
     Source: Fedus et al. 2021 (Switch), equation 4, with f_e counted over all K choices. Hugging Face's version has the
     minimum K: its coefficient c is c * K here.
 
@@ -50,9 +54,9 @@ def load_balance(routing: Routing) -> Tensor:
         >>> load_balance(routing).item()
         1.0
     """
-    counts_E = routing.counts_E()
+    counts_E = routing.route_counts()
     share_E = counts_E / counts_E.sum().clamp(min=1)
-    return routing.num_experts * (share_E @ _mean_over_tokens(routing.probs_TE, routing.mask_T))
+    return counts_E.shape[0] * (share_E @ _mean_over_tokens(routing.probs_TE, routing.mask_T))
 
 
 def z_loss(routing: Routing) -> Tensor:
@@ -81,10 +85,9 @@ def importance(routing: Routing) -> Tensor:
         >>> round(importance(routing).item(), 6)
         1.0
     """
-    weight_N = routing.weight_N
-    if routing.mask_T is not None:
-        weight_N = weight_N.masked_fill(~routing.mask_T[routing.token_N], 0)
-    return _cv_squared(weight_N.new_zeros(routing.num_experts).index_add(0, routing.expert_N, weight_N))
+    routes = routing.probs_TE.shape[1]
+    sums = routing.weight_N.new_zeros(routes + 1).index_add(0, routing.routes_N(), routing.weight_N)
+    return _cv_squared(sums[:routes])
 
 
 def load(routing: Routing) -> Tensor:
@@ -101,7 +104,7 @@ def load(routing: Routing) -> Tensor:
         0.0
     """
     if routing.load_TE is None:
-        return _cv_squared(routing.counts_E().to(routing.probs_TE.dtype))
+        return _cv_squared(routing.route_counts().to(routing.probs_TE.dtype))
     load_TE = routing.load_TE
     if routing.mask_T is not None:
         load_TE = load_TE.masked_fill(~routing.mask_T.unsqueeze(-1), 0)
@@ -114,6 +117,20 @@ LOSSES: dict[str, Callable[[Routing], Tensor]] = {
     "importance": importance,
     "load": load,
 }
+
+
+def check_losses(names: Iterable[str]) -> None:
+    """Refuse a loss that does not exist.
+
+    Raises:
+        UserError: names those that do.
+
+    Example:
+        >>> check_losses(["z"])
+    """
+    unknown = sorted(set(names) - set(LOSSES))
+    if unknown:
+        raise UserError(f"expected losses among {sorted(LOSSES)}, got {', '.join(map(repr, unknown))}")
 
 
 class _Attach(torch.autograd.Function):

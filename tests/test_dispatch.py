@@ -11,9 +11,10 @@ from tests.routings import make_routing
 
 
 def kept(rows, routing):
-    """Pairs (token, expert) of the kept assignments, in the order of the rows."""
+    """Pairs (token, expert) of the kept assignments, in the order of the rows; the tail is left out."""
     expert_N = torch.arange(routing.num_experts).repeat_interleave(rows.counts_E)
-    return list(zip(rows.index.token_N.tolist(), expert_N.tolist(), strict=True))
+    assert rows.index.token_N.shape == rows.weight_N.shape == routing.token_N.shape
+    return list(zip(rows.index.token_N.tolist(), expert_N.tolist(), strict=False))
 
 
 def send(routing, **options):
@@ -166,7 +167,7 @@ class TestMask:
 
 def test_errors_say_what_was_expected():
     routing = make_routing([[0]], num_experts=1)
-    with pytest.raises(UserError, match='expected policy "drop" or "priority", got \'best\''):
+    with pytest.raises(UserError, match=r"expected a policy among drop, priority.*, got 'best'"):
         send(routing, policy="best")
     with pytest.raises(UserError, match=r"at least 1 row per expert, got 0; None means dropless"):
         send(routing, capacity=0)
@@ -175,7 +176,8 @@ def test_errors_say_what_was_expected():
 def test_the_gradient_reaches_the_weights_that_are_kept():
     routing = make_routing([[0], [0], [1]], num_experts=2, weights=[[0.5], [0.6], [0.7]])
     routing.weight_N.requires_grad_()
-    send(routing, capacity=1).weight_N.sum().backward()
+    rows = send(routing, capacity=1)
+    rows.weight_N[: int(rows.counts_E.sum())].sum().backward()
     assert routing.weight_N.grad.tolist() == [1.0, 0.0, 1.0]
 
 
@@ -195,7 +197,7 @@ def routings(draw):
 @settings(max_examples=150)
 def test_any_routing(routing, capacity, policy):
     rows = send(routing, capacity=capacity, policy=policy)
-    N = rows.index.token_N.shape[0]
+    N = int(rows.counts_E.sum())
     asked = routing.counts_E()
     expected = asked if capacity is None else asked.clamp(max=capacity)
     assert torch.equal(rows.counts_E, expected)  # no row stays free while an expert is asked

@@ -54,7 +54,7 @@ class TestShapes:
 
 class TestDtypes:
     def test_a_bf16_model_routes_in_fp32_and_answers_in_bf16(self):
-        layer = make_layer(shared_hidden=4, shared_gate=True, losses={"load_balance": 1.0}).bfloat16()
+        layer = make_layer(shared_hidden=4, shared_gate="sigmoid", losses={"load_balance": 1.0}).bfloat16()
         x = torch.randn(5, 6).bfloat16().requires_grad_()
         with mx.record(layer) as log:
             y = layer(x)
@@ -67,7 +67,7 @@ class TestDtypes:
 
     @pytest.mark.parametrize("experts", ["grouped", "modules"])
     def test_autocast_keeps_the_routing_and_the_inputs_dtype(self, experts):
-        layer, x = make_layer(shared_hidden=4, shared_gate=True), torch.randn(7, 6)
+        layer, x = make_layer(shared_hidden=4, shared_gate="sigmoid"), torch.randn(7, 6)
         if experts == "modules":
             layer.experts = mx.ModuleExperts([nn.Linear(6, 6) for _ in range(4)])
         with mx.record(layer) as log:
@@ -88,7 +88,7 @@ class TestCapacity:
         assert kept(layer, torch.rand(12, 6)) == [0, 0, 12, 0]
 
     def test_training_and_evaluation_have_their_own(self):
-        layer = make_layer(k=1, router="switch", capacity_factor=1.0, eval_capacity_factor=2.0)
+        layer = make_layer(k=1, router="switch", capacity_factor=1.0, eval_capacity=mx.Capacity(factor=2.0))
         send_all_to(layer, 2)
         x = torch.rand(12, 6)
         assert kept(layer, x) == [0, 0, 3, 0]
@@ -100,7 +100,7 @@ class TestCapacity:
         assert kept(layer, torch.rand(12, 6)) == [0, 0, 3, 0]
 
     def test_multiple(self):
-        layer = make_layer(k=1, router="switch", capacity_factor=1.0, capacity_multiple=4)
+        layer = make_layer(k=1, router="switch", capacity=mx.Capacity(factor=1.0, multiple_of=4))
         send_all_to(layer, 0)
         assert kept(layer, torch.rand(12, 6)) == [4, 0, 0, 0]
         assert kept(layer, torch.rand(20, 6)) == [8, 0, 0, 0]
@@ -183,7 +183,7 @@ class TestShared:
         torch.testing.assert_close(layer(x), alone(x) + layer.shared(x))
 
     def test_its_gate(self):
-        layer, x = make_layer(shared_hidden=4, shared_gate=True), torch.randn(5, 6)
+        layer, x = make_layer(shared_hidden=4, shared_gate="sigmoid"), torch.randn(5, 6)
         alone = copy.deepcopy(layer)
         alone.shared = None
         gate = torch.sigmoid(x @ layer.shared_gate.weight.T)
@@ -223,17 +223,17 @@ class TestDropIn:
     def test_copies_and_checkpoints_give_the_same_output(self, router):
         k = 1 if router == "switch" else 2
         layer, x = (
-            make_layer(router=router, k=k, shared_hidden=4, shared_gate=True, bias=True).eval(),
+            make_layer(router=router, k=k, shared_hidden=4, shared_gate="sigmoid", bias=True).eval(),
             torch.randn(5, 6),
         )
-        other = make_layer(router=router, k=k, shared_hidden=4, shared_gate=True, bias=True).eval()
+        other = make_layer(router=router, k=k, shared_hidden=4, shared_gate="sigmoid", bias=True).eval()
         assert not torch.allclose(layer(x), other(x))
         other.load_state_dict(layer.state_dict())
         assert torch.equal(layer(x), other(x))
         assert torch.equal(layer(x), copy.deepcopy(layer)(x))
 
     def test_the_state_dict_has_these_keys(self):
-        assert list(make_layer(shared_hidden=4, shared_gate=True, router="sigmoid_bias").state_dict()) == [
+        assert list(make_layer(shared_hidden=4, shared_gate="sigmoid", router="sigmoid_bias").state_dict()) == [
             "router.weight",
             "router.bias",
             "router.pending_counts",
@@ -271,7 +271,7 @@ class TestDropIn:
         assert repr(layer) == "\n".join(
             [
                 "MoE(",
-                "  capacity_factor=1.5, policy=drop, losses={'z': 0.001}",
+                "  capacity=Capacity(factor=1.5), policy=drop, pooling=sum, losses={'z': 0.001}",
                 "  (router): TopK(dim=4, num_experts=2, k=2)",
                 "  (experts): GroupedMLP(num_experts=2, dim=4, hidden=8, activation=swiglu, bias=False)",
                 "  (shared): MLP(",
@@ -289,12 +289,14 @@ class TestErrors:
         [
             ({"k": 5}, "expected 1 <= k <= num_experts, got k=5 with num_experts=4; choose a smaller k"),
             ({"router": "best"}, r"expected a router among \['noisy_topk', .*\], got 'best'"),
-            ({"router": "switch"}, 'expected k=1 with router="switch", got k=2; use router="topk"'),
+            ({"router": "switch"}, "expected k=1 with router='switch', got k=2; leave k out"),
             ({"capacity_factor": 0.0}, "expected capacity_factor above 0, or None for dropless, got 0.0"),
-            ({"eval_capacity_factor": -1.0}, "expected eval_capacity_factor above 0, or None for dropless, got -1.0"),
-            ({"capacity_multiple": 0}, "expected capacity_multiple of at least 1, got 0"),
-            ({"policy": "random"}, 'expected policy "drop" or "priority", got \'random\''),
-            ({"shared_gate": True}, "expected a shared module for shared_gate=True, got shared=None"),
+            ({"policy": "random"}, "expected a policy among drop, priority.*, got 'random'"),
+            ({"shared_gate": "sigmoid"}, "beside a shared module, got 'sigmoid' with shared=None"),
+            ({"shared_gate": "tanh", "shared_hidden": 3}, "expected shared_gate None, .*, got 'tanh' with shared=MLP"),
+            ({"pooling": "median"}, "expected a pooling among sum, highest, vote, got 'median'"),
+            ({"dropout": 1.0}, "expected 0 <= dropout < 1, got 1.0"),
+            ({"capacity_factor": 1.0, "capacity": mx.Capacity()}, "expected capacity_factor or capacity, got both"),
             ({"losses": {"z": 1.0, "entropy2": 1.0}}, r"expected losses among \['importance', .*\], got 'entropy2'"),
             ({"hidden": 0}, "expected hidden of at least 1, got 0"),
             ({"activation": "tanh"}, "expected an activation among"),
@@ -327,34 +329,6 @@ class TestErrors:
             UserError, match=r"expected priority with one value per token, of shape \(2, 3\), got \(6,\)"
         ):
             layer(x, priority=torch.zeros(6))
-
-
-def test_a_recipe_builds_what_it_says():
-    recipe = mx.MoEConfig(
-        dim=6,
-        hidden=8,
-        num_experts=4,
-        k=3,
-        router="sigmoid_bias",
-        router_options={"scale": 2.0},
-        activation="relu",
-        bias=True,
-        shared_hidden=5,
-        shared_gate=True,
-        capacity_factor=1.25,
-        eval_capacity_factor=2.0,
-        capacity_multiple=8,
-        policy="priority",
-        losses={"z": 1e-3},
-    )
-    layer = recipe.build()
-    assert isinstance(layer.router, mx.routers.SigmoidBias)
-    assert (layer.router.k, layer.router.scale) == (3, 2.0)
-    assert layer.experts.up_bias.shape == (4, 8)
-    assert layer.shared.up_proj.weight.shape == (5, 6)
-    assert layer.shared.up_proj.bias is not None
-    assert (layer.capacity_factor, layer.eval_capacity_factor, layer.capacity_multiple) == (1.25, 2.0, 8)
-    assert (layer.policy, layer.losses) == ("priority", {"z": 1e-3})
 
 
 def test_losses_leave_evaluation_alone():

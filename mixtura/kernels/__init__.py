@@ -120,7 +120,9 @@ def describe(
     }
 
 
-def grouped_mlp(x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: StackedMLP) -> Tensor:
+def grouped_mlp(
+    x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: StackedMLP, keep_NF: Tensor | None = None
+) -> Tensor:
     """Every expert's MLP on its own rows, times the row's weight; see `reference.grouped_mlp` for the shapes.
 
     Example:
@@ -131,4 +133,4 @@ def grouped_mlp(x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: Sta
     """
     rows_per_expert = index.token_N.shape[0] / index.num_experts
     kernel = _choose(x_TD.device.type, x_TD.dtype, rows_per_expert=rows_per_expert).kernel
-    return KERNELS[kernel](x_TD, weight_N, index, experts=experts)
+    return KERNELS[kernel](x_TD, weight_N, index, experts=experts, keep_NF=keep_NF)

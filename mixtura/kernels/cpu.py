@@ -26,6 +26,7 @@ class _GroupedMLP(torch.autograd.Function):
         down: Tensor,
         up_bias: Tensor | None,
         down_bias: Tensor | None,
+        keep_NF: Tensor | None,
         index: RowIndex,
         activation: str,
     ) -> Tensor:
@@ -34,22 +35,27 @@ class _GroupedMLP(torch.autograd.Function):
         z = layout.product(layout.take(x_TD), up, transpose=True, bias=up_bias)
         w = layout.spread(weight_N).to(x_TD.dtype).unsqueeze(-1)
         a = ACTIVATIONS[activation].forward(z)
+        if keep_NF is not None:
+            a.mul_(layout.spread(keep_NF))
         y = layout.product(a.mul_(w), down, transpose=True)
         if down_bias is not None:
             y += layout.bias_rows(down_bias) * w
-        ctx.save_for_backward(x_TD, weight_N, up, down, up_bias, down_bias, z)
+        ctx.save_for_backward(x_TD, weight_N, up, down, up_bias, down_bias, keep_NF, z)
         ctx.layout, ctx.activation = layout, activation
         return layout.compact(y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_ND: Tensor) -> tuple[Tensor | None, ...]:
-        x_TD, weight_N, up, down, _, down_bias, z = ctx.saved_tensors
+        x_TD, weight_N, up, down, _, down_bias, keep_NF, z = ctx.saved_tensors
         layout: Layout = ctx.layout
         wants_x, wants_weight, wants_up, wants_down, wants_up_bias, wants_down_bias = ctx.needs_input_grad[:6]
         w = layout.spread(weight_N).to(x_TD.dtype).unsqueeze(-1)
         dy = layout.spread(dy_ND)
         da = layout.product(dy, down)
+        if keep_NF is not None:
+            keep = layout.spread(keep_NF)
+            da.mul_(keep)
         a, dz = ACTIVATIONS[ctx.activation].backward(da, z)
         dz.mul_(w)
         dweight_N = dx_TD = None
@@ -64,15 +70,18 @@ class _GroupedMLP(torch.autograd.Function):
             dx_TD,
             dweight_N,
             layout.weight_grad(dz, layout.take(x_TD)) if wants_up else None,
-            layout.weight_grad(dy, a.mul_(w)) if wants_down else None,
+            layout.weight_grad(dy, a.mul_(w if keep_NF is None else keep * w)) if wants_down else None,
             layout.bias_grad(dz) if wants_up_bias else None,
             layout.bias_grad(dy * w) if wants_down_bias else None,
+            None,
             None,
             None,
         )
 
 
-def grouped_mlp(x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: StackedMLP) -> Tensor:
+def grouped_mlp(
+    x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: StackedMLP, keep_NF: Tensor | None = None
+) -> Tensor:
     """`reference.grouped_mlp` with its own backward; same arguments, same result up to the order of sums.
 
     Example:
@@ -83,6 +92,6 @@ def grouped_mlp(x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: Sta
     """
     up, down, up_bias, down_bias, activation = experts
     result: Tensor = _GroupedMLP.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        x_TD, weight_N, up, down, up_bias, down_bias, index, activation
+        x_TD, weight_N, up, down, up_bias, down_bias, keep_NF, index, activation
     )
     return result

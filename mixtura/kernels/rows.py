@@ -15,8 +15,9 @@ class RowIndex(NamedTuple):
     """The kept assignments, grouped by expert, as plain index tensors.
 
     Attributes:
-        token_N: int64 (N,), the source token of each row.
-        counts_E: int64 (E,), rows of each expert; sums to N.
+        token_N: int64 (N,), the source token of each row. Rows behind the counts' sum are a tail that no expert works
+            on: kernels return zeros there, and no gradient flows through them.
+        counts_E: int64 (E,), rows of each expert; their sum is at most N.
         slot_TK: int64 (T, K), the row of each token's k-th choice, -1 where it was dropped;
             None where tokens have different numbers of choices.
         num_tokens: T.
@@ -38,6 +39,11 @@ class RowIndex(NamedTuple):
     def num_experts(self) -> int:
         """E, the number of experts."""
         return self.counts_E.shape[0]
+
+    def parts(self) -> list[int]:
+        """Sizes that cut N rows into each expert's own and the tail: E + 1 numbers. Waits for a device."""
+        counts: list[int] = self.counts_E.tolist()
+        return [*counts, self.token_N.shape[0] - sum(counts)]
 
 
 def sum_rows(y_ND: Tensor, index: RowIndex, slot_TK: Tensor | None = None) -> Tensor:

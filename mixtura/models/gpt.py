@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own customary name
 from torch.utils.checkpoint import checkpoint
 
+from mixtura.config import MoEConfig
 from mixtura.dispatch import Policy
 from mixtura.errors import UserError
 from mixtura.experts import MLP
-from mixtura.layer import MoEConfig
+from mixtura.layer import MoE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class GPTConfig:
     hidden: int = 128
     """F, hidden width of a dense feed-forward block and of each expert."""
     activation: str = "gelu"
-    """relu, gelu, silu, swiglu or geglu."""
+    """relu, gelu, silu, swiglu, geglu or clamped_swiglu."""
     num_experts: int = 16
     """E, experts of each mixture; 0: a dense model."""
     k: int = 1
@@ -196,10 +197,14 @@ class Block(nn.Module):
             else MLP(dim=config.dim, hidden=config.hidden, activation=config.activation)
         )
 
-    def forward(self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
+    def forward(
+        self, x_BLD: Tensor, ids_BL: Tensor, *, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None
+    ) -> Tensor:
+        """(B, L, D) -> (B, L, D); the token ids are for routers that need them."""
         x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), rotary, cache=cache, block=self.number)
-        y_BLD: Tensor = x_BLD + self.feed_forward(self.feed_forward_norm(x_BLD))
+        x_norm = self.feed_forward_norm(x_BLD)
+        known = {"context": ids_BL} if isinstance(self.feed_forward, MoE) else {}
+        y_BLD: Tensor = x_BLD + self.feed_forward(x_norm, **known)
         return y_BLD
 
 
@@ -255,9 +260,9 @@ class GPT(nn.Module):
         for number, block in enumerate(self.blocks, start=1):
             recompute = self.recompute_interval and number % self.recompute_interval == 0
             if recompute and torch.is_grad_enabled() and cache is None:
-                x_BLD = checkpoint(block, x_BLD, rotary, use_reentrant=False)
+                x_BLD = checkpoint(block, x_BLD, ids_BL, rotary=rotary, use_reentrant=False)
             else:
-                x_BLD = block(x_BLD, rotary, cache)
+                x_BLD = block(x_BLD, ids_BL, rotary=rotary, cache=cache)
         if cache is not None:
             cache.length += length
         logits_BLV: Tensor = self.head(self.norm(x_BLD))

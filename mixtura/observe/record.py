@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mixtura.routing import Routing, Rows, tap
+from mixtura.hooks import tap
+from mixtura.routing import Routing, Rows
 
 
 @dataclass(frozen=True)

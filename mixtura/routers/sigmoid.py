@@ -1,13 +1,13 @@
 """Sigmoid scores with a bias that balances the load without a loss (DeepSeek-V3)."""
 
 from collections.abc import Callable
-from typing import Self
+from typing import Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from mixtura.errors import UserError
-from mixtura.routers.base import Router, top_k, warn_of_constant_weight
+from mixtura.routers.base import GateOptions, Router, warn_of_constant_weight
 from mixtura.routing import Routing
 
 
@@ -31,8 +31,7 @@ class SigmoidBias(Router):
         group_k: groups that a token may use.
         gamma: speed of the bias.
         center: subtract the mean of the change, so that the biases keep their mean.
-        jitter: see `Router`.
-        init_std: see `Router`.
+        options: see `Router`.
 
     Raises:
         UserError: groups that do not divide the experts, or too few experts in the allowed groups for k.
@@ -61,10 +60,9 @@ class SigmoidBias(Router):
         group_k: int | None = None,
         gamma: float = 1e-3,
         center: bool = False,
-        jitter: float = 0.0,
-        init_std: float | None = None,
+        **options: Unpack[GateOptions],
     ) -> None:
-        super().__init__(dim, num_experts, k, jitter=jitter, init_std=init_std)
+        super().__init__(dim, num_experts, k, **options)
         group_k = groups if group_k is None else group_k
         if groups < 1 or num_experts % groups:
             raise UserError(f"expected groups that divide num_experts={num_experts}, got groups={groups}")
@@ -99,7 +97,7 @@ class SigmoidBias(Router):
         choice_TE = score_TE.detach() + self.bias
         if self.group_k < self.groups:
             choice_TE = _mask_groups(choice_TE, groups=self.groups, group_k=self.group_k)
-        expert_TK = top_k(choice_TE, self.k)
+        expert_TK = self.top_k(choice_TE)
         weight_TK = score_TE.gather(-1, expert_TK)
         if self.renormalize:
             weight_TK = weight_TK / (weight_TK.sum(-1, keepdim=True) + 1e-20)

@@ -1,12 +1,12 @@
 """Token choice by a softmax: TopK, and Switch as TopK with one choice."""
 
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
 from mixtura.errors import UserError
-from mixtura.routers.base import Router, top_k, warn_of_constant_weight
+from mixtura.routers.base import GateOptions, Router, warn_of_constant_weight
 from mixtura.routing import Routing
 
 Order = Literal["softmax_topk", "topk_softmax"]
@@ -22,8 +22,7 @@ class TopK(Router):
         order: "topk_softmax": softmax over the K chosen logits (Shazeer et al. 2017; Mixtral).
             "softmax_topk": the K largest of the softmax over all experts (Switch, OLMoE, V-MoE).
         renormalize: divide the weights of "softmax_topk" by their sum (Qwen3-MoE; equal to "topk_softmax").
-        jitter: see `Router`.
-        init_std: see `Router`.
+        options: see `Router`.
 
     Raises:
         UserError: an unknown order, or sizes that `check_router` refuses.
@@ -42,10 +41,9 @@ class TopK(Router):
         *,
         order: Order = "topk_softmax",
         renormalize: bool = False,
-        jitter: float = 0.0,
-        init_std: float | None = None,
+        **options: Unpack[GateOptions],
     ) -> None:
-        super().__init__(dim, num_experts, k, jitter=jitter, init_std=init_std)
+        super().__init__(dim, num_experts, k, **options)
         if order not in ("softmax_topk", "topk_softmax"):
             raise UserError(f'expected order "topk_softmax" or "softmax_topk", got {order!r}')
         if k == 1 and num_experts > 1 and (order == "topk_softmax" or renormalize):
@@ -56,7 +54,7 @@ class TopK(Router):
         """Route the tokens: (T, D) -> Routing with K choices each."""
         logits_TE = self.logits(x_TD)
         probs_TE = logits_TE.softmax(-1)
-        expert_TK = top_k(logits_TE, self.k)
+        expert_TK = self.top_k(logits_TE)
         if self.order == "topk_softmax":
             weight_TK = logits_TE.gather(-1, expert_TK).softmax(-1)
         else:
@@ -74,8 +72,7 @@ class Switch(TopK):
     Args:
         dim: D.
         num_experts: E.
-        jitter: multiplicative noise on the input in training; the paper uses 1e-2.
-        init_std: None: sqrt(0.1 / D), the paper's initialisation scale of 0.1.
+        options: see `Router`. The paper uses a jitter of 1e-2; the default `init_std` is its scale, sqrt(0.1 / D).
 
     Example:
         >>> routing = Switch(8, num_experts=4)(torch.zeros(1, 8))
@@ -83,9 +80,11 @@ class Switch(TopK):
         [0.25]
     """
 
-    def __init__(self, dim: int, num_experts: int, *, jitter: float = 0.0, init_std: float | None = None) -> None:
-        init_std = (0.1 / dim) ** 0.5 if init_std is None else init_std
-        super().__init__(dim, num_experts, 1, order="softmax_topk", jitter=jitter, init_std=init_std)
+    takes_k = False
+
+    def __init__(self, dim: int, num_experts: int, **options: Unpack[GateOptions]) -> None:
+        options.setdefault("init_std", (0.1 / dim) ** 0.5 if dim > 0 else None)
+        super().__init__(dim, num_experts, 1, order="softmax_topk", **options)
 
 
 class NoisyTopK(Router):
@@ -99,8 +98,7 @@ class NoisyTopK(Router):
         dim: D.
         num_experts: E.
         k: K.
-        jitter: see `Router`.
-        init_std: None: zeros, as the paper starts.
+        options: see `Router`; the default `init_std` is 0, as the paper starts.
 
     Example:
         >>> router = NoisyTopK(8, num_experts=4, k=2)
@@ -112,10 +110,9 @@ class NoisyTopK(Router):
 
     noise_floor = 1e-2
 
-    def __init__(
-        self, dim: int, num_experts: int, k: int = 2, *, jitter: float = 0.0, init_std: float | None = None
-    ) -> None:
-        super().__init__(dim, num_experts, k, jitter=jitter, init_std=0.0 if init_std is None else init_std)
+    def __init__(self, dim: int, num_experts: int, k: int = 2, **options: Unpack[GateOptions]) -> None:
+        options.setdefault("init_std", 0.0)
+        super().__init__(dim, num_experts, k, **options)
         self.noise_weight = torch.nn.Parameter(torch.zeros(num_experts, dim))
 
     def reset_parameters(self) -> None:
@@ -134,7 +131,7 @@ class NoisyTopK(Router):
             noisy_TE = clean_TE + torch.randn_like(clean_TE) * std_TE
             if self.k < self.num_experts:
                 load_TE = _probability_of_choice(clean_TE, noisy_TE, std_TE, k=self.k)
-        expert_TK = top_k(noisy_TE, self.k)
+        expert_TK = self.top_k(noisy_TE)
         weight_TK = noisy_TE.gather(-1, expert_TK).softmax(-1)
         return Routing.from_choices(
             expert_TK, weight_TK, logits_TE=clean_TE, probs_TE=clean_TE.softmax(-1), load_TE=load_TE

@@ -15,10 +15,12 @@ from tests.checks.tree import Function, Module, dotted
 
 # Lowest first; a component may import components of lower levels only. Names need not exist yet.
 LEVELS = (
-    ("kernels", "mapping", "errors"),
+    ("kernels", "mapping", "errors", "hooks"),
     ("routing",),
+    ("replay", "pooling"),
     ("losses", "dispatch", "experts", "routers"),
     ("layer",),
+    ("config",),
     ("parallel", "models", "multitask", "surgery", "observe"),
     ("hub",),
     ("train", "plan"),
@@ -27,7 +29,7 @@ LEVELS = (
 LEVEL = {component: level for level, components in enumerate(LEVELS) for component in components}
 ISLAND = "classical"  # imports nothing of mixtura but errors, and never torch
 TOP = ("", "__main__")  # the package's own __init__ and its entry point: they may import everything
-CORE = frozenset(component for component, level in LEVEL.items() if level <= LEVEL["layer"]) | {"models"}
+CORE = frozenset(component for component, level in LEVEL.items() if level <= LEVEL["config"]) | {"models"}
 CHAIN = 10
 
 # Optional packages that more than one file needs: where, and why. Every other one is imported in one file.

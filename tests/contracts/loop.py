@@ -41,7 +41,7 @@ def keep(routing: mx.Routing, *, factor: float | None, policy: str) -> list[int]
 def moe_loop(layer: mx.MoE, x_TD: Tensor, routing: mx.Routing) -> Tensor:
     """What the layer must give for this routing."""
     y = [torch.zeros_like(x) for x in x_TD]
-    for n in keep(routing, factor=layer.capacity_factor, policy=layer.policy):
+    for n in keep(routing, factor=layer.capacity.factor, policy=layer.policy):
         t, e = int(routing.token_N[n]), int(routing.expert_N[n])
         y[t] = y[t] + routing.weight_N[n].to(x_TD.dtype) * one_expert(layer.experts, e, x_TD[t : t + 1])[0]
     return torch.stack(y)

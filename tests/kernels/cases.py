@@ -33,6 +33,8 @@ INDICES = {
 def make_index(choices: list[list[int]], *, num_experts: int, regular: bool = True) -> RowIndex:
     """Group choices[t][k], an expert or -1 for a dropped one, by expert; in plain Python, as a second opinion.
 
+    Dropped choices form the tail.
+
     Without `regular` the slots are left out, as for routers that give tokens different numbers of choices.
     """
     token, counts = [], [0] * num_experts
@@ -44,6 +46,7 @@ def make_index(choices: list[list[int]], *, num_experts: int, regular: bool = Tr
                     slots[t][k] = len(token)
                     token.append(t)
                     counts[e] += 1
+    token += [t for t, row in enumerate(choices) for choice in row if choice < 0]
     width = len(choices[0]) if choices else 1
     return RowIndex(
         torch.tensor(token, dtype=torch.int64),
@@ -65,9 +68,12 @@ class Operands:
     up_bias: Tensor | None
     down_bias: Tensor | None
     activation: str
+    keep: Tensor | None = None
 
     @classmethod
-    def random(cls, index: RowIndex, *, activation: str, bias: bool, dim: int = 5, hidden: int = 7) -> "Operands":
+    def random(
+        cls, index: RowIndex, *, activation: str, bias: bool, dim: int = 5, hidden: int = 7, dropout: float = 0.0
+    ) -> "Operands":
         """Leaves that require gradients."""
         E, N = index.num_experts, index.token_N.shape[0]
         columns = 2 * hidden if ACTIVATIONS[activation].gated else hidden
@@ -79,11 +85,12 @@ class Operands:
             up_bias=torch.randn(E, columns, requires_grad=True) if bias else None,
             down_bias=torch.randn(E, dim, requires_grad=True) if bias else None,
             activation=activation,
+            keep=(torch.rand(N, hidden) >= dropout) / (1 - dropout) if dropout else None,
         )
 
     def leaves(self) -> dict[str, Tensor]:
         """The tensors that a gradient is wanted of, by name."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor) and name != "keep"}
 
     def cast(self, dtype: torch.dtype) -> "Operands":
         """Fresh leaves in another dtype; the rows' weights stay as they are, since routers work in fp32."""
@@ -95,7 +102,7 @@ class Operands:
 
     def run(self, kernel, index: RowIndex) -> Tensor:
         """The kernel's output."""
-        return kernel(self.x, self.weight, index, experts=self.stacked())
+        return kernel(self.x, self.weight, index, experts=self.stacked(), keep_NF=self.keep)
 
     def stacked(self) -> StackedMLP:
         """The experts."""
@@ -136,4 +143,5 @@ def compare_rounded(kernel, operands: Operands, index: RowIndex) -> None:
     for name, value in truth.items():
         assert got[name].dtype == loop[name].dtype
         assert error(got[name], value) <= 2 * error(loop[name], value) + 1e-6, name
-        assert error(got[name], value) < 2e-2, name
+        # The clamps' derivative jumps at +-7, where bf16 is 0.03 wide: rows on the edge fall on either side.
+        assert error(got[name], value) < (6e-2 if operands.activation == "clamped_swiglu" else 2e-2), name

@@ -54,6 +54,22 @@ def test_every_activation(activation, bias):
     compare(cpu.grouped_mlp, Operands.random(index, activation=activation, bias=bias), index)
 
 
+@indices
+@pytest.mark.usefixtures("layout", "poison")
+def test_dropout_inside_the_experts(choices, regular):
+    index = make_index(choices, num_experts=4, regular=regular)
+    compare(cpu.grouped_mlp, Operands.random(index, activation="geglu", bias=True, dropout=0.4), index)
+
+
+@indices
+@pytest.mark.usefixtures("layout", "poison")
+def test_the_tail_is_zeros(choices, regular):
+    index = make_index(choices, num_experts=4, regular=regular)
+    y_ND = Operands.random(index, activation="swiglu", bias=True).run(cpu.grouped_mlp, index)
+    assert y_ND.shape[0] == index.token_N.shape[0]
+    assert not y_ND[int(index.counts_E.sum()) :].any()
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.usefixtures("layout", "poison")

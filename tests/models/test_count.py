@@ -14,7 +14,7 @@ from mixtura.models.gpt import GPT, GPTConfig
         ({"activation": "relu"}, 2 * 4 * 8, 6 * 4),
         ({"activation": "swiglu"}, 3 * 4 * 8, 6 * 4),
         ({"activation": "relu", "bias": True}, 2 * 4 * 8 + 8 + 4, 6 * 4),
-        ({"activation": "relu", "shared_hidden": 5, "shared_gate": True}, 2 * 4 * 8, 6 * 4 + 2 * 4 * 5 + 4),
+        ({"activation": "relu", "shared_hidden": 5, "shared_gate": "sigmoid"}, 2 * 4 * 8, 6 * 4 + 2 * 4 * 5 + 4),
         ({"activation": "relu", "router": "noisy_topk"}, 2 * 4 * 8, 2 * 6 * 4),
     ],
 )

@@ -155,7 +155,7 @@ class TestStructure:
             losses={"z": 0.5, "load": 0.0},
         )
         layer = model.blocks[0].feed_forward
-        assert (layer.router.k, layer.capacity_factor, layer.policy, layer.losses) == (3, 1.5, "priority", {"z": 0.5})
+        assert (layer.router.k, layer.capacity.factor, layer.policy, layer.losses) == (3, 1.5, "priority", {"z": 0.5})
         assert layer.experts.up_proj.shape == (4, 48, 16)
 
     def test_attention_starts_as_nothing(self):

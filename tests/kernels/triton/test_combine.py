@@ -31,19 +31,19 @@ def combine(y_ND, index):
 def test_each_token_gets_the_sum_of_its_rows(choices, regular, dim):
     index = make_index(choices, num_experts=3, regular=regular)
     y_ND = torch.randn(index.token_N.shape[0], dim)
+    y_ND[int(index.counts_E.sum()) :] = 0  # as kernels leave it
     torch.testing.assert_close(combine(y_ND, index), sum_rows(y_ND, index))
 
 
 @pytest.mark.parametrize("regular", [True, False], ids=["slots", "no slots"])
 def test_the_tail_is_not_added(regular):
     index = make_index([[0], [1], [-1]], num_experts=2, regular=regular)
-    longer = index._replace(token_N=torch.cat([index.token_N, torch.tensor([2, 0])]), dropless=False)
-    y_ND = torch.tensor([[1.0], [2.0], [torch.nan], [torch.nan]])
-    assert combine(y_ND, longer).tolist() == [[1.0], [2.0], [0.0]]
+    y_ND = torch.tensor([[1.0], [2.0], [torch.nan]])
+    assert combine(y_ND, index).tolist() == [[1.0], [2.0], [0.0]]
 
 
 @pytest.mark.parametrize("regular", [True, False], ids=["slots", "no slots"])
 def test_a_nan_reaches_only_the_token_whose_row_has_it(regular):
     index = make_index([[-1, 0], [0, 1]], num_experts=2, regular=regular)
-    y_ND = torch.tensor([[5.0], [torch.nan], [2.0]])
+    y_ND = torch.tensor([[5.0], [torch.nan], [2.0], [torch.nan]])
     assert combine(y_ND, index).isnan().flatten().tolist() == [False, True]
