@@ -10,7 +10,6 @@ Example:
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from torch import Tensor
 from mixtura.errors import UserError
 from mixtura.kernels import cpu, reference
 from mixtura.kernels.activations import ACTIVATIONS, Activation, StackedMLP
-from mixtura.kernels.choice import Choice, choose_for_gpu, has_triton
+from mixtura.kernels.choice import choose, forced
 from mixtura.kernels.rows import RowIndex, combine_rows, gather_rows, sum_rows
 
 __all__ = [
@@ -59,7 +58,6 @@ KERNELS: dict[str, Callable[..., Tensor]] = {
     "reference": reference.grouped_mlp,
     "triton": _triton,
 }
-_forced: ContextVar[str | None] = ContextVar("mixtura_kernel", default=None)
 
 
 @contextmanager
@@ -76,21 +74,11 @@ def use(name: str) -> Iterator[None]:
     """
     if name not in KERNELS:
         raise UserError(f"expected a kernel among {sorted(KERNELS)}, got {name!r}")
-    token = _forced.set(name)
+    token = forced.set(name)
     try:
         yield
     finally:
-        _forced.reset(token)
-
-
-def _choose(device: str, dtype: torch.dtype, *, rows_per_expert: float) -> Choice:
-    if forced := _forced.get():
-        return Choice(forced, "forced by mixtura.kernels.use")
-    if device == "cuda":
-        # Whoever compiles for a GPU has triton: torch.compile needs it too.
-        installed = torch.compiler.is_compiling() or has_triton()
-        return choose_for_gpu(dtype=dtype, rows_per_expert=rows_per_expert, triton=installed)
-    return Choice("cpu", "not a GPU: batched products over experts of similar counts")
+        forced.reset(token)
 
 
 def describe(
@@ -110,7 +98,7 @@ def describe(
         ...     describe("cuda")["kernel"]
         'grouped_mm'
     """
-    kernel, reason = _choose(device, dtype, rows_per_expert=rows_per_expert)
+    kernel, reason = choose(device, dtype, rows_per_expert=rows_per_expert)
     return {
         "kernel": kernel,
         "reason": reason,
@@ -132,5 +120,5 @@ def grouped_mlp(
         [[6.0]]
     """
     rows_per_expert = index.token_N.shape[0] / index.num_experts
-    kernel = _choose(x_TD.device.type, x_TD.dtype, rows_per_expert=rows_per_expert).kernel
+    kernel = choose(x_TD.device.type, x_TD.dtype, rows_per_expert=rows_per_expert).kernel
     return KERNELS[kernel](x_TD, weight_N, index, experts=experts, keep_NF=keep_NF)

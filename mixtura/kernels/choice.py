@@ -1,17 +1,24 @@
 """Which kernel a call gets: one pure function of plain facts, and a table that a measured run can replace."""
 
+from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 
-TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# What `mixtura.kernels.use` forces.
+forced: ContextVar[str | None] = ContextVar("mixtura_kernel", default=None)
+
+# Of the fused router: what fits into the registers of one program.
+MAX_EXPERTS, MAX_CHOICES = 512, 16
+
+GPU_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 # On a GPU, by dtype: from how many rows per expert on `torch.nn.functional.grouped_mm` takes over from triton; None:
 # never. Not measured, since no GPU was to be had: triton is the default because it reads rows through indices and
 # keeps nothing of size N x D. `python -m benchmarks.layer --device cuda` gives the figures to put here.
-CROSSOVER: dict[torch.dtype, float | None] = dict.fromkeys(TRITON_DTYPES)
+CROSSOVER: dict[torch.dtype, float | None] = dict.fromkeys(GPU_DTYPES)
 
 
 class Choice(NamedTuple):
@@ -51,7 +58,7 @@ def choose_for_gpu(*, dtype: torch.dtype, rows_per_expert: float, triton: bool) 
         >>> choose_for_gpu(dtype=torch.bfloat16, rows_per_expert=4096.0, triton=False)
         Choice(kernel='cpu', reason="a GPU without triton (pip install 'mixtura[gpu]'): torch's own products")
     """
-    if dtype not in TRITON_DTYPES:
+    if dtype not in GPU_DTYPES:
         return Choice("cpu", f"no GPU kernel computes in {str(dtype).removeprefix('torch.')}: torch's own products")
     if not triton:
         return Choice("cpu", "a GPU without triton (pip install 'mixtura[gpu]'): torch's own products")
@@ -59,3 +66,39 @@ def choose_for_gpu(*, dtype: torch.dtype, rows_per_expert: float, triton: bool) 
     if least is not None and rows_per_expert >= least:
         return Choice("grouped_mm", f"a GPU, and at least {least:g} rows per expert, where it was measured faster")
     return Choice("triton", "a GPU with triton")
+
+
+def choose(device: str, dtype: torch.dtype, *, rows_per_expert: float) -> Choice:
+    """The kernel that runs now: the forced one, or what suits the device.
+
+    Example:
+        >>> choose("cpu", torch.float32, rows_per_expert=1.0).kernel
+        'cpu'
+    """
+    if name := forced.get():
+        return Choice(name, "forced by mixtura.kernels.use")
+    if device == "cuda":
+        # Whoever compiles for a GPU has triton: torch.compile needs it too.
+        installed = torch.compiler.is_compiling() or has_triton()
+        return choose_for_gpu(dtype=dtype, rows_per_expert=rows_per_expert, triton=installed)
+    return Choice("cpu", "not a GPU: batched products over experts of similar counts")
+
+
+def is_fused(tensor: torch.Tensor) -> bool:
+    """Whether what surrounds the products (routing, combining) runs as triton kernels for this tensor.
+
+    Example:
+        >>> is_fused(torch.zeros(1))
+        False
+    """
+    return tensor.is_cuda and choose("cuda", tensor.dtype, rows_per_expert=0.0).kernel == "triton"
+
+
+def can_fuse_router(logits_TE: torch.Tensor, *, k: int) -> bool:
+    """Whether one triton kernel can choose k experts from these logits.
+
+    Example:
+        >>> can_fuse_router(torch.zeros(1, 4), k=2)
+        False
+    """
+    return is_fused(logits_TE) and logits_TE.shape[1] <= MAX_EXPERTS and k <= MAX_CHOICES

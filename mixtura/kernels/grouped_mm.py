@@ -11,10 +11,10 @@ from torch import Tensor
 from mixtura.errors import UserError
 from mixtura.kernels import ops
 from mixtura.kernels.activations import ACTIVATIONS, StackedMLP
+from mixtura.kernels.choice import GPU_DTYPES
 from mixtura.kernels.ops import Gradients, Wanted
 from mixtura.kernels.rows import RowIndex, sum_rows
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _ALIGNMENT = 16  # bytes
 
 
@@ -145,6 +145,6 @@ def grouped_mlp(
         >>> grouped_mlp(torch.tensor([[3.0]]), torch.tensor([0.5]), index, experts=experts).tolist()
         [[1.5]]
     """
-    if x_TD.dtype not in DTYPES:
+    if x_TD.dtype not in GPU_DTYPES:
         raise UserError(f"expected bfloat16, float16 or float32 for the grouped_mm kernel, got {x_TD.dtype}")
     return ops.call(_op, x_TD, weight_N, index=index, experts=experts, keep_NF=keep_NF)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mixtura.errors import UserError
+from mixtura.kernels.choice import can_fuse_router
 from mixtura.routers.base import GateOptions, Router, warn_of_constant_weight
 from mixtura.routing import Routing
 
@@ -53,15 +54,24 @@ class TopK(Router):
     def forward(self, x_TD: Tensor) -> Routing:
         """Route the tokens: (T, D) -> Routing with K choices each."""
         logits_TE = self.logits(x_TD)
-        probs_TE = logits_TE.softmax(-1)
-        expert_TK = self.top_k(logits_TE)
-        if self.order == "topk_softmax":
-            weight_TK = logits_TE.gather(-1, expert_TK).softmax(-1)
+        if can_fuse_router(logits_TE, k=self.k):
+            from mixtura.kernels.triton.router import route
+
+            over = "chosen" if self.order == "topk_softmax" or self.renormalize else "all"
+            probs_TE, weight_TK, chosen_TK, _ = route(logits_TE, k=self.k, over=over)
+            expert_TK = self.decide(lambda: chosen_TK, num_tokens=x_TD.shape[0])
+            if expert_TK is not chosen_TK:  # a replay decided
+                weight_TK = self._weights(logits_TE, probs_TE, expert_TK)
         else:
-            weight_TK = probs_TE.gather(-1, expert_TK)
-            if self.renormalize:
-                weight_TK = weight_TK / weight_TK.sum(-1, keepdim=True)
+            probs_TE, expert_TK = logits_TE.softmax(-1), self.top_k(logits_TE)
+            weight_TK = self._weights(logits_TE, probs_TE, expert_TK)
         return Routing.from_choices(expert_TK, weight_TK, logits_TE=logits_TE, probs_TE=probs_TE)
+
+    def _weights(self, logits_TE: Tensor, probs_TE: Tensor, expert_TK: Tensor) -> Tensor:
+        if self.order == "topk_softmax":
+            return logits_TE.gather(-1, expert_TK).softmax(-1)
+        weight_TK = probs_TE.gather(-1, expert_TK)
+        return weight_TK / weight_TK.sum(-1, keepdim=True) if self.renormalize else weight_TK
 
 
 class Switch(TopK):

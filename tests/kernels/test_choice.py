@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mixtura.kernels import choice
+from mixtura.kernels import choice, use
 from mixtura.kernels.choice import choose_for_gpu
 
 
@@ -26,3 +26,16 @@ def test_without_triton_or_in_float64_torch_computes_and_the_reason_says_so():
     assert (missing.kernel, "mixtura[gpu]" in missing.reason) == ("cpu", True)
     double = choose_for_gpu(dtype=torch.float64, rows_per_expert=1.0, triton=True)
     assert (double.kernel, "float64" in double.reason) == ("cpu", True)
+
+
+def test_nothing_around_the_products_is_fused_on_a_cpu_even_where_triton_is_forced():
+    with use("triton"):
+        assert not choice.is_fused(torch.zeros(1))
+        assert choice.choose("cpu", torch.float32, rows_per_expert=1.0).kernel == "triton"
+
+
+def test_the_fused_router_takes_what_fits(monkeypatch):
+    monkeypatch.setattr(choice, "is_fused", lambda tensor: True)
+    assert choice.can_fuse_router(torch.zeros(1, 512), k=16)
+    assert not choice.can_fuse_router(torch.zeros(1, 513), k=16)
+    assert not choice.can_fuse_router(torch.zeros(1, 512), k=17)

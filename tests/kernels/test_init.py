@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mixtura import UserError, kernels
+from mixtura.kernels import choice
 from tests.kernels.cases import Operands, make_index
 
 
@@ -67,10 +68,10 @@ def test_describe_tells_the_machine():
 
 
 def test_describe_tells_what_a_gpu_would_get(monkeypatch):
-    monkeypatch.setattr(kernels, "has_triton", lambda: True)
+    monkeypatch.setattr(choice, "has_triton", lambda: True)
     assert kernels.describe("cuda", dtype=torch.bfloat16)["kernel"] == "triton"
     assert kernels.describe("cuda", dtype=torch.float64)["kernel"] == "cpu"
-    monkeypatch.setattr(kernels, "has_triton", lambda: False)
+    monkeypatch.setattr(choice, "has_triton", lambda: False)
     assert "mixtura[gpu]" in kernels.describe("cuda")["reason"]
     with kernels.use("grouped_mm"):
         assert kernels.describe("cuda")["kernel"] == "grouped_mm"

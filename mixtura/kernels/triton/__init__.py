@@ -3,19 +3,18 @@
 They run in the interpreter and compile for sm_90, both in tests; none of them has ever met a GPU.
 """
 
-import torch
 from torch import Tensor
 
 from mixtura.errors import UserError
 from mixtura.kernels import ops
 from mixtura.kernels.activations import StackedMLP
+from mixtura.kernels.choice import GPU_DTYPES
 from mixtura.kernels.rows import RowIndex
 from mixtura.kernels.triton import passes
 from mixtura.kernels.triton.language import INTERPRETED
 
-__all__ = ["DTYPES", "grouped_mlp"]
+__all__ = ["grouped_mlp"]
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _op = ops.register("triton_mlp", forward=passes.forward, backward=passes.backward)
 
 
@@ -31,6 +30,7 @@ def grouped_mlp(
             float16 and float32.
 
     Example:
+        >>> import torch
         >>> experts = StackedMLP(up=torch.ones(1, 1, 1), down=torch.ones(1, 1, 1), activation="relu")
         >>> index = RowIndex(torch.tensor([0]), torch.tensor([1]), torch.tensor([[0]]), 1, True)
         >>> grouped_mlp(torch.ones(1, 1, dtype=torch.float64), torch.ones(1), index, experts=experts)
@@ -38,7 +38,7 @@ def grouped_mlp(
         ...
         mixtura.errors.UserError: expected bfloat16, float16 or float32 for the triton kernel, got torch.float64
     """
-    if x_TD.dtype not in DTYPES:
+    if x_TD.dtype not in GPU_DTYPES:
         raise UserError(f"expected bfloat16, float16 or float32 for the triton kernel, got {x_TD.dtype}")
     if x_TD.device.type != "cuda" and not INTERPRETED:
         device = x_TD.device.type

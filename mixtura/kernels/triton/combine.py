@@ -72,3 +72,26 @@ def combine_launch(y_ND: Tensor, index: RowIndex) -> tuple[Tensor, Launch]:
     config = Config(block_m, block_n, 1, num_warps=4, num_stages=1)
     grid = (triton.cdiv(T, block_m), triton.cdiv(D, block_n))
     return out_TD, Launch(name="combine", kernel=kernel, grid=grid, arguments=arguments, config=config)
+
+
+@torch.library.custom_op("mixtura::triton_combine", mutates_args=())
+def _combine(y_ND: Tensor, token_N: Tensor, counts_E: Tensor, slot_TK: Tensor | None, num_tokens: int) -> Tensor:
+    out_TD, launch = combine_launch(y_ND.contiguous(), RowIndex(token_N, counts_E, slot_TK, num_tokens, dropless=False))
+    launch.run()
+    return out_TD
+
+
+@_combine.register_fake
+def _(y_ND: Tensor, token_N: Tensor, counts_E: Tensor, slot_TK: Tensor | None, num_tokens: int) -> Tensor:  # noqa: ARG001  # a signature
+    return y_ND.new_empty(num_tokens, y_ND.shape[1])
+
+
+def sum_rows(y_ND: Tensor, index: RowIndex) -> Tensor:
+    """`mixtura.kernels.rows.sum_rows` by one kernel: (N, D) -> (T, D). Not differentiable by itself.
+
+    Example:
+        >>> torch.ops.mixtura.triton_combine  # what torch.compile sees of it
+        <OpOverloadPacket(op='mixtura.triton_combine')>
+    """
+    summed: Tensor = _combine(y_ND, index.token_N, index.counts_E, index.slot_TK, index.num_tokens)
+    return summed

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from mixtura.errors import UserError
+from mixtura.kernels.choice import MAX_CHOICES, MAX_EXPERTS
 from mixtura.kernels.triton.configs import Config
 from mixtura.kernels.triton.language import tl, triton
 from mixtura.kernels.triton.launch import Launch
 
-MAX_EXPERTS, MAX_CHOICES = 512, 16
 # "chosen": weights are a softmax over the chosen logits, which a renormalised softmax over all is too. "all": of all.
 NORMALIZED_OVER = ("chosen", "all")
 _TILE = 2048  # logits of one program
@@ -162,8 +162,8 @@ def _route(logits_TE: Tensor, k: int, over: str) -> tuple[Tensor, Tensor, Tensor
 def _(logits_TE: Tensor, k: int, over: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # noqa: ARG001  # a signature
     T, E = logits_TE.shape
     probs_TE = torch.empty_like(logits_TE, memory_format=torch.contiguous_format)
-    whole = {"dtype": torch.int64}
-    return probs_TE, logits_TE.new_empty(T, k), logits_TE.new_empty(T, k, **whole), logits_TE.new_empty(E, **whole)
+    expert_TK = logits_TE.new_empty(T, k, dtype=torch.int64)
+    return probs_TE, logits_TE.new_empty(T, k), expert_TK, logits_TE.new_empty(E, dtype=torch.int64)
 
 
 @torch.library.custom_op("mixtura::triton_route_backward", mutates_args=())

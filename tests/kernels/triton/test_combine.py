@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mixtura.kernels import choice, rows
 from mixtura.kernels.rows import sum_rows
 from mixtura.kernels.triton.combine import combine_launch
 from tests.kernels.cases import make_index
@@ -47,3 +48,20 @@ def test_a_nan_reaches_only_the_token_whose_row_has_it(regular):
     index = make_index([[-1, 0], [0, 1]], num_experts=2, regular=regular)
     y_ND = torch.tensor([[5.0], [torch.nan], [2.0], [torch.nan]])
     assert combine(y_ND, index).isnan().flatten().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("regular", [True, False], ids=["slots", "no slots"])
+def test_combining_uses_the_kernel_where_it_is_chosen_and_has_its_gradient(regular, monkeypatch):
+    monkeypatch.setattr(choice, "is_fused", lambda tensor: True)
+    index = make_index([[0, 1], [1, -1], [2, 0]], num_experts=3, regular=regular)
+    y_ND = torch.randn(6, 4, requires_grad=True)
+    y_TD = rows.combine_rows(y_ND, index)
+    assert torch.equal(y_TD, combine(y_ND.detach(), index))
+    grad_TD = torch.randn(3, 4)
+    assert torch.equal(torch.autograd.grad(y_TD, y_ND, grad_TD)[0][:5], grad_TD[index.token_N[:5]])
+
+
+def test_registered_as_torch_wants_it():
+    index = make_index([[0, 1], [1, -1]], num_experts=2)
+    args = (torch.randn(4, 3), index.token_N, index.counts_E, index.slot_TK, 2)
+    torch.library.opcheck(torch.ops.mixtura.triton_combine, args)
