@@ -3,7 +3,6 @@
 import contextlib
 import io
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,10 +11,6 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mixtura.kernels.activations import ACTIVATIONS, StackedMLP
-from mixtura.kernels.ops import Wanted
-from mixtura.kernels.rows import RowIndex
-from mixtura.kernels.triton import passes
 from mixtura.kernels.triton.launch import Launch
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -68,40 +63,3 @@ def _number(pattern: str, text: str) -> int:
     if found is None:
         raise RuntimeError(f"expected {pattern!r} in the assembler's log, got {text!r}")
     return int(found[1])
-
-
-def list_launches(
-    *,
-    dtype: torch.dtype,
-    activation: str,
-    bias: bool,
-    tokens: int,
-    dim: int,
-    hidden: int,
-    num_experts: int,
-    k: int,
-    slots: bool = True,
-    dropout: bool = False,
-) -> Iterator[Launch]:
-    """Every launch of a forward and a backward pass, on the meta device."""
-
-    def meta(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    N, columns = tokens * k, 2 * hidden if ACTIVATIONS[activation].gated else hidden
-    slot_TK = meta(tokens, k, dtype=torch.int64) if slots else None
-    index = RowIndex(meta(N, dtype=torch.int64), meta(num_experts, dtype=torch.int64), slot_TK, tokens, dropless=True)
-    experts = StackedMLP(
-        up=meta(num_experts, columns, dim),
-        down=meta(num_experts, dim, hidden),
-        up_bias=meta(num_experts, columns) if bias else None,
-        down_bias=meta(num_experts, dim) if bias else None,
-        activation=activation,
-    )
-    x_TD, weight_N, keep_NF = meta(tokens, dim), meta(N, dtype=torch.float32), meta(N, hidden) if dropout else None
-    found: list[Launch] = []
-    values = {"experts": experts, "keep_NF": keep_NF, "start": found.append}
-    y_ND, z = passes.forward(x_TD, weight_N, index, keep_z=True, **values)
-    wanted = Wanted(x=True, weight=True, up=True, down=True, up_bias=bias, down_bias=bias)
-    passes.backward(y_ND, x_TD, weight_N, index=index, z=z, wanted=wanted, **values)
-    yield from found
