@@ -17,7 +17,7 @@ from torch import Tensor
 from mixtura.errors import UserError
 from mixtura.kernels import cpu, reference
 from mixtura.kernels.activations import ACTIVATIONS, Activation, StackedMLP
-from mixtura.kernels.choice import choose, forced
+from mixtura.kernels.choice import Choice, choose, forced
 from mixtura.kernels.rows import RowIndex, combine_rows, gather_rows, sum_rows
 
 __all__ = [
@@ -81,6 +81,11 @@ def use(name: str) -> Iterator[None]:
         forced.reset(token)
 
 
+def _choose(device: str, dtype: torch.dtype, *, rows_per_expert: float) -> Choice:
+    on_cpu = Choice("cpu", "not a GPU: batched products over experts of similar counts")
+    return choose(device, dtype, rows_per_expert=rows_per_expert) or on_cpu
+
+
 def describe(
     device: str = "cpu", *, dtype: torch.dtype = torch.float32, rows_per_expert: float = 4096.0
 ) -> dict[str, str]:
@@ -98,7 +103,7 @@ def describe(
         ...     describe("cuda")["kernel"]
         'grouped_mm'
     """
-    kernel, reason = choose(device, dtype, rows_per_expert=rows_per_expert)
+    kernel, reason = _choose(device, dtype, rows_per_expert=rows_per_expert)
     return {
         "kernel": kernel,
         "reason": reason,
@@ -120,5 +125,5 @@ def grouped_mlp(
         [[6.0]]
     """
     rows_per_expert = index.token_N.shape[0] / index.num_experts
-    kernel = choose(x_TD.device.type, x_TD.dtype, rows_per_expert=rows_per_expert).kernel
+    kernel = _choose(x_TD.device.type, x_TD.dtype, rows_per_expert=rows_per_expert).kernel
     return KERNELS[kernel](x_TD, weight_N, index, experts=experts, keep_NF=keep_NF)

@@ -68,20 +68,20 @@ def choose_for_gpu(*, dtype: torch.dtype, rows_per_expert: float, triton: bool) 
     return Choice("triton", "a GPU with triton")
 
 
-def choose(device: str, dtype: torch.dtype, *, rows_per_expert: float) -> Choice:
-    """The kernel that runs now: the forced one, or what suits the device.
+def choose(device: str, dtype: torch.dtype, *, rows_per_expert: float) -> Choice | None:
+    """The kernel that is forced, or that suits a GPU; None: a CPU, whose kernels have a rule of their own.
 
     Example:
-        >>> choose("cpu", torch.float32, rows_per_expert=1.0).kernel
-        'cpu'
+        >>> choose("cpu", torch.float32, rows_per_expert=1.0) is None
+        True
     """
     if name := forced.get():
         return Choice(name, "forced by mixtura.kernels.use")
-    if device == "cuda":
-        # Whoever compiles for a GPU has triton: torch.compile needs it too.
-        installed = torch.compiler.is_compiling() or has_triton()
-        return choose_for_gpu(dtype=dtype, rows_per_expert=rows_per_expert, triton=installed)
-    return Choice("cpu", "not a GPU: batched products over experts of similar counts")
+    if device != "cuda":
+        return None
+    # Whoever compiles for a GPU has triton: torch.compile needs it too.
+    installed = torch.compiler.is_compiling() or has_triton()
+    return choose_for_gpu(dtype=dtype, rows_per_expert=rows_per_expert, triton=installed)
 
 
 def is_fused(tensor: torch.Tensor) -> bool:
@@ -91,7 +91,10 @@ def is_fused(tensor: torch.Tensor) -> bool:
         >>> is_fused(torch.zeros(1))
         False
     """
-    return tensor.is_cuda and choose("cuda", tensor.dtype, rows_per_expert=0.0).kernel == "triton"
+    if not tensor.is_cuda:
+        return False
+    found = choose("cuda", tensor.dtype, rows_per_expert=0.0)
+    return found is not None and found.kernel == "triton"
 
 
 def can_fuse_router(logits_TE: torch.Tensor, *, k: int) -> bool:

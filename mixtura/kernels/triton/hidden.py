@@ -178,5 +178,5 @@ def hidden_launch(
         **config.blocks(),
         "PIECES": config.pieces,
     }
-    grid = (num_programs(dy_ND.device, tiles=schedule.row_M.shape[0] * parts),)
+    grid = (num_programs(dy_ND.device, tiles=schedule.row_M.shape[0] * parts, config=config),)
     return hidden, Launch(name="hidden", kernel=hidden_kernel, grid=grid, arguments=arguments, config=config)

@@ -110,6 +110,6 @@ def rows_launch(
         **config.blocks(),
     }
     tiles = schedule.row_M.shape[0] * triton.cdiv(Y, config.block_n)
-    grid = (num_programs(rows_NX.device, tiles=tiles),)
+    grid = (num_programs(rows_NX.device, tiles=tiles, config=config),)
     name = "down" if transposed else "dx rows"
     return out_NY, Launch(name=name, kernel=rows_kernel, grid=grid, arguments=arguments, config=config)

@@ -190,5 +190,5 @@ def up_launch(
         "PIECES": config.pieces,
     }
     tiles = schedule.row_M.shape[0] * triton.cdiv(F, config.block_n)
-    grid = (num_programs(x_TD.device, tiles=tiles),)
+    grid = (num_programs(x_TD.device, tiles=tiles, config=config),)
     return a_NF, z, Launch(name="up", kernel=up_kernel, grid=grid, arguments=arguments, config=config)

@@ -81,7 +81,7 @@ def weights_launch(
         **config.blocks(),
     }
     tiles = E * triton.cdiv(X, config.block_m) * triton.cdiv(Y, config.block_n)
-    grid = (num_programs(left_NX.device, tiles=tiles),)
+    grid = (num_programs(left_NX.device, tiles=tiles, config=config),)
     name = "dw down" if token_N is None else "dw up"
     return out, Launch(name=name, kernel=weights_kernel, grid=grid, arguments=arguments, config=config)
 

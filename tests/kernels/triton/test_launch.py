@@ -22,4 +22,6 @@ def test_a_launch_runs_its_grid_and_an_empty_one_nothing():
 
 def test_a_persistent_grid_is_never_larger_than_its_tiles_nor_empty():
     cpu = torch.device("cpu")
-    assert [num_programs(cpu, tiles=tiles) for tiles in (0, 1, 100)] == [1, 1, INTERPRETED_PROGRAMS]
+    large, small = Config(128, 128, 64, 8, 3), Config(32, 64, 64, 4, 3)
+    assert [num_programs(cpu, tiles=tiles, config=large) for tiles in (0, 1, 100)] == [1, 1, INTERPRETED_PROGRAMS]
+    assert num_programs(cpu, tiles=100, config=small) == 2 * INTERPRETED_PROGRAMS
