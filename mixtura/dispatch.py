@@ -4,7 +4,6 @@ Every policy is a filter of the list of assignments. No shape here depends on a 
 and torch.compile sees one graph.
 """
 
-import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
@@ -12,11 +11,12 @@ import torch
 from torch import Tensor
 
 from mixtura.errors import UserError
-from mixtura.kernels.grouping import group, keep_first, slots_of
+from mixtura.kernels.grouping import expert_capacity, group, keep_first, slots_of
+from mixtura.kernels.overflow import place
 from mixtura.kernels.rows import RowIndex
 from mixtura.routing import Routing, Rows, SlotRouting, SlotRows
 
-Policy = Literal["drop", "priority"]
+Policy = Literal["drop", "priority", "reroute"]
 
 
 def check_policy(policy: str) -> None:
@@ -30,32 +30,6 @@ def check_policy(policy: str) -> None:
     """
     if policy not in get_args(Policy):
         raise UserError(f"expected a policy among {', '.join(get_args(Policy))}, got {policy!r}")
-
-
-def expert_capacity(
-    num_tokens: int,
-    *,
-    num_experts: int,
-    k: int,
-    factor: float,
-    multiple_of: int = 1,
-    minimum: int = 1,
-    maximum: int | None = None,
-) -> int:
-    """Rows that one expert accepts: ceil(T * K * factor / E), rounded up to `multiple_of`, within the bounds.
-
-    Source: Lepikhin et al. 2020 (GShard), section 2.2; the rounding is that of V-MoE (multiples of 4).
-
-    Example:
-        >>> expert_capacity(10, num_experts=4, k=2, factor=1.0), expert_capacity(
-        ...     10, num_experts=4, k=2, factor=1.0, multiple_of=4
-        ... )
-        (5, 8)
-    """
-    # The product is rounded a little before the ceiling: 1.1 * 10 in binary must not cost an extra row.
-    rows = math.ceil(round(num_tokens * k * factor / num_experts, 9))
-    rows = max(-(-rows // multiple_of) * multiple_of, minimum)
-    return rows if maximum is None else min(rows, maximum)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -139,7 +113,10 @@ def dispatch(
         policy: who is kept when an expert is full. "drop": the first in token order (of a routing `by_rank`, every
             first choice before any second one). "priority" (batch-prioritised routing, Riquelme et al. 2021,
             algorithm 2): every first choice before any second choice, and within a rank the tokens with the largest
-            score.
+            score. "reroute": served as by "drop", or by `priority_T` where it is given; then, in the same order, each
+            one without room goes to the best expert, by `probs_TE`, that has room and that its token has not yet. Its
+            weight is multiplied by the new expert's probability over the old one's, so that a weight that is a
+            probability becomes the new expert's. None is lost while such an expert has room.
         priority_T: (T,), the score of "priority"; None takes each token's largest weight.
 
     Raises:
@@ -159,8 +136,10 @@ def dispatch(
         raise UserError(f"expected a capacity of at least 1 row per expert, got {capacity}; None means dropless")
     if isinstance(routing, SlotRouting):
         return _dispatch_slots(routing, x_TD)
-    route_N = routing.routes_N()
     served_N = None if capacity is None else _serving_order(routing, policy=policy, priority_T=priority_T)
+    if policy == "reroute" and capacity is not None:
+        routing = reroute(routing, capacity=capacity, served_N=served_N)
+    route_N = routing.routes_N()
     order_N, counts_E = group(route_N if served_N is None else route_N[served_N], num_experts=routing.num_experts)
     order_N = order_N if served_N is None else served_N[order_N]
     if capacity is not None:
@@ -181,18 +160,62 @@ def _rows(routing: Routing, x_TD: Tensor, order_N: Tensor, counts_E: Tensor, *, 
 
 
 def _dispatch_slots(routing: SlotRouting, x_TD: Tensor) -> SlotRows:
-    """Slots are their experts' rows: each a mean of the tokens."""
-    slots_SD = routing.dispatch_TS.to(x_TD.dtype).T @ x_TD
+    """Slots are their experts' rows: each a mean of its sequence's tokens."""
+    (B, L, S), D = routing.slots_shape, x_TD.shape[1]
+    share_BLS = routing.dispatch_TS.to(x_TD.dtype).view(B, L, S)
+    slots_SD = (share_BLS.transpose(1, 2) @ x_TD.view(B, L, D)).reshape(B * S, D)
     order_N, counts_E = group(routing.expert_N, num_experts=routing.num_experts)
     rows = _rows(replace(routing, choices=1), slots_SD, order_N, counts_E, all_kept=True)
     index = rows.index._replace(num_tokens=slots_SD.shape[0])
-    return SlotRows(x_TD=slots_SD, weight_N=rows.weight_N, index=index, combine_TS=routing.combine_TS)
+    return SlotRows(x_TD=slots_SD, weight_N=rows.weight_N, index=index, combine_BLS=routing.combine_TS.view(B, L, S))
+
+
+def reroute(routing: Routing, *, capacity: int, served_N: Tensor | None = None) -> Routing:
+    """Send what overflows to the best experts with room; see `dispatch`. What finds none gets expert -1.
+
+    Args:
+        routing: who asks for whom.
+        capacity: rows per expert.
+        served_N: int64 (N,), the assignments in the order in which they are served; None: as they stand.
+
+    Example:
+        >>> expert, probs = torch.tensor([[0], [0]]), torch.tensor([[0.8, 0.2], [0.6, 0.4]])
+        >>> routing = Routing.from_choices(expert, probs[:, :1], logits_TE=probs.log(), probs_TE=probs)
+        >>> moved = reroute(routing, capacity=1)
+        >>> moved.expert_N.tolist(), [round(w, 4) for w in moved.weight_N.tolist()]
+        ([0, 1], [0.8, 0.4])
+    """
+    route_N, token_N, (T, routes) = routing.routes_N(), routing.token_N, routing.probs_TE.shape
+    N, E = route_N.shape[0], routing.num_experts
+    order_N, counts_E = group(route_N if served_N is None else route_N[served_N], num_experts=E)
+    order_N = order_N if served_N is None else served_N[order_N]
+    order_N, kept_E = keep_first(order_N, route_N, counts_E, capacity=capacity)
+    is_kept_N = torch.zeros_like(route_N, dtype=torch.bool)
+    is_kept_N.scatter_(0, order_N, torch.arange(N, device=order_N.device) < kept_E.sum())
+    held = is_kept_N.new_zeros(T, E + 1)
+    held.view(-1).scatter_(0, token_N * (E + 1) + route_N.where(is_kept_N, E), 1)
+    is_waiting_N = ~is_kept_N & (route_N < E)
+    new_N = place(
+        is_waiting_N,
+        token_N,
+        score_TE=routing.probs_TE[:, :E],
+        held_TE=held[:, :E],
+        free_E=capacity - kept_E,
+        served_N=served_N,
+    )
+    is_moved_N = new_N < E
+    # What stays where it is must not divide: its probability may be 0, and 0 times its gradient NaN.
+    old_N, new_index_N = (token_N * routes + e.where(is_moved_N, 0) for e in (route_N, new_N))
+    p_old, p_new = (routing.probs_TE.reshape(-1)[index].where(is_moved_N, 1) for index in (old_N, new_index_N))
+    ratio_N = p_new / p_old.clamp(min=torch.finfo(p_old.dtype).eps ** 2)
+    expert_N = new_N.where(is_moved_N, routing.expert_N.masked_fill(is_waiting_N, -1))
+    return replace(routing, expert_N=expert_N, weight_N=routing.weight_N * ratio_N, partial=True)
 
 
 def _serving_order(routing: Routing, *, policy: Policy, priority_T: Tensor | None) -> Tensor | None:
     """The assignments in the order in which experts serve them: int64 (N,); None: as they stand."""
     N, K = routing.token_N.shape[0], routing.choices
-    if policy == "drop":
+    if policy == "drop" or (policy == "reroute" and priority_T is None):
         if not routing.by_rank or K is None:
             return None
         return torch.arange(N, device=routing.token_N.device).view(-1, K).T.reshape(-1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mixtura.dispatch import Capacity, Policy, check_policy, dispatch
 from mixtura.errors import UserError
 from mixtura.hooks import announce, is_recomputing
-from mixtura.losses import apply_losses, check_losses
+from mixtura.losses.apply import apply_losses, check_losses
 from mixtura.pooling import Pooling, highest, vote
 from mixtura.routers.base import Router
 from mixtura.routing import Routing, Rows
@@ -124,7 +124,8 @@ class MoE(nn.Module):
         return y_TD.view(x.shape) if y_TD.shape == x_TD.shape else y_TD.view(*tokens, -1)
 
     def _route(self, x_TD: Tensor, tokens: torch.Size, *, mask: Tensor | None, context: Tensor | None) -> Routing:
-        known: dict[str, Tensor | None] = {}
+        known: dict[str, Tensor | int | None] = {}
+        sequences = prod(tokens[:-1])
         mask_T = None if mask is None else mask.reshape(-1)
         if self.router.needs_mask:
             known["mask_T"] = mask_T
@@ -132,9 +133,13 @@ class MoE(nn.Module):
             if context is None:
                 raise UserError(f"expected context= for a {type(self.router).__name__} router, got None")
             known["context_T"] = context.reshape(x_TD.shape[0], *context.shape[len(tokens) :])
+        if self.router.needs_sequences:
+            known["sequences"] = sequences
         routing: Routing = self.router(x_TD, **known)
-        routing = replace(routing, mask_T=mask_T, sequences=prod(tokens[:-1]))
-        if self.training and not is_recomputing():
+        routing = replace(routing, mask_T=mask_T, sequences=sequences)
+        if mask_T is not None and routing.bypass_TD is not None:
+            routing = replace(routing, bypass_TD=routing.bypass_TD.masked_fill(~mask_T.unsqueeze(1), 0))
+        if self.router.training and not is_recomputing():
             self.router.observe(routing)
         return routing
 

@@ -111,6 +111,15 @@ class Routing:
         """Assignments of each expert, padding left out: int64 (E,)."""
         return self.route_counts()[: self.num_experts]
 
+    def first_choice_T(self) -> Tensor:
+        """Each token's best expert: int64 (T,); of routers without a fixed number of choices, the likeliest.
+
+        E and above: a null expert; -1: none, where the router gave the token's first choice up.
+        """
+        if self.choices is None:
+            return self.probs_TE.argmax(-1)
+        return self.expert_N.view(-1, self.choices)[:, 0]
+
     def detach(self) -> "Routing":
         """The same routing without its graph: what a log may keep."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -120,12 +129,13 @@ class Routing:
 
 @dataclass(frozen=True, kw_only=True)
 class SlotRouting(Routing):
-    """Soft routing by slots (Soft MoE): each slot is a mean of all tokens, each token a mean of all slots' outputs.
+    """Soft routing by slots (Soft MoE): each slot is a mean of its sequence's tokens, each token a mean of its slots.
 
-    Assignments are slots: `token_N` numbers the S slots, `expert_N` their experts, `weight_N` is 1.
+    Assignments are slots: each of the B sequences of L tokens has S slots of its own. `token_N` numbers all B*S of
+    them, `expert_N` names their experts, `weight_N` is 1.
 
     Attributes:
-        dispatch_TS: float32 (T, S), each token's share of each slot; sums to 1 over the tokens.
+        dispatch_TS: float32 (T, S), each token's share of each slot; sums to 1 over a sequence's tokens.
         combine_TS: float32 (T, S), each slot's share of each token; sums to 1 over the slots.
 
     Example:
@@ -137,26 +147,43 @@ class SlotRouting(Routing):
     dispatch_TS: Tensor
     combine_TS: Tensor
 
+    @property
+    def slots_shape(self) -> tuple[int, int, int]:
+        """(B, L, S)."""
+        T, S = self.combine_TS.shape
+        B = self.token_N.shape[0] // S
+        return B, T // B if B else 0, S
+
     def routes_N(self) -> Tensor:
         """Each slot's expert; padding has no share in a slot, and no slot is padding."""
         return self.expert_N
 
     @classmethod
     def from_slots(
-        cls, dispatch_TS: Tensor, combine_TS: Tensor, *, num_experts: int, logits_TE: Tensor | None = None
+        cls,
+        dispatch_TS: Tensor,
+        combine_TS: Tensor,
+        *,
+        num_experts: int,
+        logits_TE: Tensor | None = None,
+        sequences: int = 1,
     ) -> "SlotRouting":
-        """Build it where expert e owns S/E slots in a row; `probs_TE` is what each expert's slots add up to."""
-        T, S = combine_TS.shape
-        slots = torch.arange(S, device=combine_TS.device)
-        probs_TE = combine_TS.view(T, num_experts, -1).sum(-1)
+        """Build it where expert e owns S/E slots in a row; `probs_TE` is what each expert's slots add up to.
+
+        `sequences` is B, the number of sequences that share no slots.
+        """
+        (T, S), E = combine_TS.shape, num_experts
+        slots = torch.arange(sequences * S, device=combine_TS.device)
+        probs_TE = combine_TS.view(T, E, S // E).sum(-1)
         return cls(
             token_N=slots,
-            expert_N=slots // (S // num_experts),
-            weight_N=combine_TS.new_ones(S),
+            expert_N=slots % S // (S // E),
+            weight_N=combine_TS.new_ones(sequences * S),
             logits_TE=probs_TE.clamp(min=torch.finfo(probs_TE.dtype).tiny).log() if logits_TE is None else logits_TE,
             probs_TE=probs_TE,
             dispatch_TS=dispatch_TS,
             combine_TS=combine_TS,
+            sequences=sequences,
         )
 
 
@@ -207,19 +234,20 @@ class SlotRows(Rows):
     """Rows that are slots, each a mean of tokens: `x_TD` holds the slots, and `combine` mixes them back for each token.
 
     Attributes:
-        combine_TS: float32 (T, S), each slot's share of each token.
+        combine_BLS: float32 (B, L, S), each slot's share of each token of its sequence.
 
     Example:
         >>> index = RowIndex(torch.tensor([0, 1]), torch.tensor([2]), torch.tensor([[0], [1]]), 2, True)
-        >>> share = torch.tensor([[0.25, 0.75]])
-        >>> rows = SlotRows(x_TD=torch.zeros(2, 1), weight_N=torch.ones(2), index=index, combine_TS=share)
+        >>> share = torch.tensor([[[0.25, 0.75]]])
+        >>> rows = SlotRows(x_TD=torch.zeros(2, 1), weight_N=torch.ones(2), index=index, combine_BLS=share)
         >>> rows.combine(torch.tensor([[4.0], [8.0]])).tolist()
         [[7.0]]
     """
 
-    combine_TS: Tensor
+    combine_BLS: Tensor
 
     def combine(self, y_ND: Tensor) -> Tensor:
-        """Mix the slots' outputs for each token: (S, D) -> (T, D)."""
-        slots_SD = combine_rows(y_ND, self.index)  # back from the experts' order to the slots' own
-        return self.combine_TS.to(slots_SD.dtype) @ slots_SD
+        """Mix the slots' outputs for each token: (B*S, D) -> (T, D)."""
+        (B, L, S), D = self.combine_BLS.shape, y_ND.shape[1]
+        slots = combine_rows(y_ND, self.index)  # back from the experts' order to the slots' own
+        return (self.combine_BLS.to(slots.dtype) @ slots.view(B, S, D)).reshape(B * L, D)

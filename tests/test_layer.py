@@ -14,8 +14,20 @@ from mixtura import UserError
 
 def make_layer(**options) -> mx.MoE:
     layer = mx.MoEConfig(**{"dim": 6, "hidden": 8, "num_experts": 4, "k": 2, **options}).build()
-    nn.init.normal_(layer.router.weight, std=0.7)
+    if layer.router.weight is not None:
+        nn.init.normal_(layer.router.weight, std=0.7)
     return layer
+
+
+def of_router(name: str, **options) -> dict:
+    """Options of a recipe with this router, and as many choices as it can have."""
+    return {"router": name, "k": 2 if mx.routers.ROUTERS[name].takes_k else None, **options}
+
+
+def run(layer: mx.MoE, x: torch.Tensor) -> torch.Tensor:
+    """The output for any router: under a fixed seed, and with a context where one is needed."""
+    torch.manual_seed(1)
+    return layer(x, context=torch.arange(len(x))) if layer.router.needs_context else layer(x)
 
 
 def kept(layer: mx.MoE, x: torch.Tensor, **arguments) -> list[int]:
@@ -191,6 +203,15 @@ class TestShared:
         layer(x).sum().backward()
         assert layer.shared_gate.weight.grad.norm() > 0
 
+    def test_residual_mixture_weights_both_by_a_softmax(self):
+        layer, x = make_layer(shared_hidden=4, shared_gate="softmax"), torch.randn(5, 6)
+        alone = copy.deepcopy(layer)
+        alone.shared = None
+        share = (x @ layer.shared_gate.weight.T).softmax(-1)
+        torch.testing.assert_close(layer(x), share[:, :1] * alone(x) + share[:, 1:] * layer.shared(x))
+        layer(x).sum().backward()
+        assert layer.shared_gate.weight.grad.norm() > 0
+
 
 class TestDropIn:
     @pytest.mark.parametrize("use_reentrant", [True, False])
@@ -221,22 +242,17 @@ class TestDropIn:
 
     @pytest.mark.parametrize("router", mx.routers.ROUTERS)
     def test_copies_and_checkpoints_give_the_same_output(self, router):
-        k = 1 if router == "switch" else 2
-        layer, x = (
-            make_layer(router=router, k=k, shared_hidden=4, shared_gate="sigmoid", bias=True).eval(),
-            torch.randn(5, 6),
-        )
-        other = make_layer(router=router, k=k, shared_hidden=4, shared_gate="sigmoid", bias=True).eval()
-        assert not torch.allclose(layer(x), other(x))
+        options = of_router(router, shared_hidden=4, shared_gate="sigmoid", bias=True)
+        layer, other, x = make_layer(**options).eval(), make_layer(**options).eval(), torch.randn(5, 6)
+        assert not torch.allclose(run(layer, x), run(other, x))
         other.load_state_dict(layer.state_dict())
-        assert torch.equal(layer(x), other(x))
-        assert torch.equal(layer(x), copy.deepcopy(layer)(x))
+        assert torch.equal(run(layer, x), run(other, x))
+        assert torch.equal(run(layer, x), run(copy.deepcopy(layer), x))
 
     def test_the_state_dict_has_these_keys(self):
         assert list(make_layer(shared_hidden=4, shared_gate="sigmoid", router="sigmoid_bias").state_dict()) == [
             "router.weight",
             "router.bias",
-            "router.pending_counts",
             "experts.up_proj",
             "experts.down_proj",
             "shared.up_proj.weight",
@@ -246,7 +262,7 @@ class TestDropIn:
 
     @pytest.mark.parametrize("router", mx.routers.ROUTERS)
     def test_made_on_meta_and_filled_later(self, router):
-        options = {"router": router, "k": 1 if router == "switch" else 2, "bias": True, "shared_hidden": 4}
+        options = of_router(router, bias=True, shared_hidden=4)
         with torch.device("meta"):
             layer = mx.MoEConfig(dim=64, hidden=64, num_experts=4, **options).build()
         assert {tensor.device.type for tensor in layer.state_dict().values()} == {"meta"}
@@ -261,8 +277,9 @@ class TestDropIn:
         for (name, tensor), expected in zip(layer.state_dict().items(), twin.state_dict().values(), strict=True):
             assert tensor.dtype == expected.dtype, name
             assert tensor.isfinite().all(), name
-            assert tensor.float().std().item() == pytest.approx(expected.float().std().item(), rel=0.3), name
-        assert layer(torch.randn(3, 64)).isfinite().all()
+            if tensor.numel() > 100:
+                assert tensor.float().std().item() == pytest.approx(expected.float().std().item(), rel=0.3), name
+        assert run(layer, torch.randn(3, 64)).isfinite().all()
 
     def test_print_is_readable(self):
         layer = mx.MoEConfig(
@@ -288,7 +305,7 @@ class TestErrors:
         ("changed", "message"),
         [
             ({"k": 5}, "expected 1 <= k <= num_experts, got k=5 with num_experts=4; choose a smaller k"),
-            ({"router": "best"}, r"expected a router among \['noisy_topk', .*\], got 'best'"),
+            ({"router": "best"}, r"expected a router among \[.*'noisy_topk', .*\], got 'best'"),
             ({"router": "switch"}, "expected k=1 with router='switch', got k=2; leave k out"),
             ({"capacity_factor": 0.0}, "expected capacity_factor above 0, or None for dropless, got 0.0"),
             ({"policy": "random"}, "expected a policy among drop, priority.*, got 'random'"),
@@ -297,7 +314,7 @@ class TestErrors:
             ({"pooling": "median"}, "expected a pooling among sum, highest, vote, got 'median'"),
             ({"dropout": 1.0}, "expected 0 <= dropout < 1, got 1.0"),
             ({"capacity_factor": 1.0, "capacity": mx.Capacity()}, "expected capacity_factor or capacity, got both"),
-            ({"losses": {"z": 1.0, "entropy2": 1.0}}, r"expected losses among \['importance', .*\], got 'entropy2'"),
+            ({"losses": {"z": 1.0, "entropy2": 1.0}}, r"expected losses among \['entropy', .*\], got 'entropy2'"),
             ({"hidden": 0}, "expected hidden of at least 1, got 0"),
             ({"activation": "tanh"}, "expected an activation among"),
         ],

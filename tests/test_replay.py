@@ -120,3 +120,45 @@ def test_what_cannot_be_replayed_is_told():
             model(x)
     with mx.replay(model, log), pytest.raises(UserError, match="expected 4 tokens, as recorded, got 3"):
         model(x[:3])
+
+
+@pytest.mark.parametrize("name", mx.routers.ROUTERS)
+def test_every_router_can_be_replayed(name):
+    kind = mx.routers.ROUTERS[name]
+    layer = mx.MoEConfig(dim=6, hidden=8, num_experts=5, k=2 if kind.takes_k else None, router=name).build()
+    known = {"context": torch.arange(30)} if kind.needs_context else {}
+    moving = [p for p in layer.router.parameters() if p.ndim > 1]
+    for parameter in moving:
+        nn.init.normal_(parameter)
+    x = torch.randn(30, 6)
+    with mx.record(layer) as log:
+        y = layer(x, **known)
+    with mx.replay(layer, log), mx.record(layer) as again:
+        torch.manual_seed(1)
+        same = layer(x, **known)
+    assert choices(again) == choices(log)
+    if name not in ("noisy_topk", "switch_gate"):  # their weights see fresh noise
+        torch.testing.assert_close(same, y)
+    for parameter in moving:
+        nn.init.normal_(parameter)
+    with mx.replay(layer, log), mx.record(layer) as again:
+        layer(x, **known).square().sum().backward()
+    assert choices(again) == choices(log)
+    then, now = log[""][0].routing, again[""][0].routing
+    assert torch.equal(then.weight_N == 0, now.weight_N == 0)
+    assert now.weight_N.isfinite().all()
+    if moving:
+        assert not torch.allclose(then.probs_TE, now.probs_TE)
+        assert layer.router.weight.grad.norm() > 0
+    with mx.replay(layer, {"": [log[""][0]]}), pytest.raises(UserError, match="expected 30 tokens, as recorded, got 7"):
+        layer(x[:7], **{key: value[:7] for key, value in known.items()})
+
+
+@pytest.mark.parametrize("name", mx.routers.ROUTERS)
+def test_no_tokens_can_be_replayed(name):
+    layer = mx.MoEConfig(dim=6, hidden=8, num_experts=5, router=name).build()
+    known = {"context": torch.arange(0)} if layer.router.needs_context else {}
+    with mx.record(layer) as log:
+        layer(torch.zeros(0, 6), **known)
+    with mx.replay(layer, log):
+        assert layer(torch.zeros(0, 6), **known).shape == (0, 6)

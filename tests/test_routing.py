@@ -96,3 +96,10 @@ def test_slots_are_means_of_tokens_and_tokens_means_of_slots():
     rows = dispatch(routing, x_TD)
     assert rows.gather().tolist() == [[2.0], [5.0]]
     assert rows.combine(rows.gather() * torch.tensor([[1.0], [10.0]])).tolist() == [[2.0], [26.0], [50.0]]
+
+
+def test_first_choices():
+    regular = make_routing([[2, 0], [-1, 2]], num_experts=3)
+    assert regular.first_choice_T().tolist() == [2, -1]
+    irregular = make_routing([[0, 1], [1]], num_experts=2, probs=[[0.2, 0.8], [0.9, 0.1]], regular=False)
+    assert irregular.first_choice_T().tolist() == [1, 0]

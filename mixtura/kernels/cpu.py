@@ -52,13 +52,19 @@ class _GroupedMLP(torch.autograd.Function):
         wants_x, wants_weight, wants_up, wants_down, wants_up_bias, wants_down_bias = ctx.needs_input_grad[:6]
         w = layout.spread(weight_N).to(x_TD.dtype).unsqueeze(-1)
         dy = layout.spread(dy_ND)
-        da = layout.product(dy, down)
-        if keep_NF is not None:
-            keep = layout.spread(keep_NF)
-            da.mul_(keep)
-        a, dz = ACTIVATIONS[ctx.activation].backward(da, z)
-        dz.mul_(w)
+        keep = None if keep_NF is None else layout.spread(keep_NF)
+        # Frozen parts are not paid for: what only their gradients need stays empty.
+        da = a = dz = z.new_empty(0)
         dweight_N = dx_TD = None
+        if wants_x or wants_up or wants_up_bias or wants_weight:
+            da = layout.product(dy, down)
+            if keep is not None:
+                da.mul_(keep)
+        if wants_x or wants_up or wants_up_bias:
+            a, dz = ACTIVATIONS[ctx.activation].backward(da, z)
+            dz.mul_(w)
+        elif wants_weight or wants_down:
+            a = ACTIVATIONS[ctx.activation].forward(z)
         if wants_weight:
             dweight = torch.linalg.vecdot(da, a)
             if down_bias is not None:
@@ -70,7 +76,7 @@ class _GroupedMLP(torch.autograd.Function):
             dx_TD,
             dweight_N,
             layout.weight_grad(dz, layout.take(x_TD)) if wants_up else None,
-            layout.weight_grad(dy, a.mul_(w if keep_NF is None else keep * w)) if wants_down else None,
+            layout.weight_grad(dy, a.mul_(w if keep is None else keep * w)) if wants_down else None,
             layout.bias_grad(dz) if wants_up_bias else None,
             layout.bias_grad(dy * w) if wants_down_bias else None,
             None,

@@ -1,9 +1,11 @@
-"""Sorting assignments by expert: only their numbers move, and no shape depends on a value.
+"""Sorting assignments by expert: only their numbers move, and no shape depends on a value. How many an expert takes.
 
 Example:
     >>> group(torch.tensor([1, 0, 2, 1]), num_experts=2)
     (tensor([1, 0, 3, 2]), tensor([1, 2]))
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -66,3 +68,29 @@ def slots_of(order_N: Tensor, counts_E: Tensor, *, choices: int, all_kept: bool)
     if not all_kept:
         slot_N = slot_N.where(slot_N < counts_E.sum(), -1)
     return slot_N.view(-1, choices)
+
+
+def expert_capacity(
+    num_tokens: int,
+    *,
+    num_experts: int,
+    k: int,
+    factor: float,
+    multiple_of: int = 1,
+    minimum: int = 1,
+    maximum: int | None = None,
+) -> int:
+    """Rows that one expert accepts: ceil(T * K * factor / E), rounded up to `multiple_of`, within the bounds.
+
+    Source: Lepikhin et al. 2020 (GShard), section 2.2; the rounding is that of V-MoE (multiples of 4).
+
+    Example:
+        >>> expert_capacity(10, num_experts=4, k=2, factor=1.0), expert_capacity(
+        ...     10, num_experts=4, k=2, factor=1.0, multiple_of=4
+        ... )
+        (5, 8)
+    """
+    # The product is rounded a little before the ceiling: 1.1 * 10 in binary must not cost an extra row.
+    rows = math.ceil(round(num_tokens * k * factor / num_experts, 9))
+    rows = max(-(-rows // multiple_of) * multiple_of, minimum)
+    return rows if maximum is None else min(rows, maximum)

@@ -1,13 +1,13 @@
-"""Token choice by a softmax: TopK, and Switch as TopK with one choice."""
+"""Token choice by a softmax: TopK; Gate and Switch as TopK with another gate or one choice; noise that is learned."""
 
 from typing import Literal, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixtura.errors import UserError
 from mixtura.kernels.choice import can_fuse_router
-from mixtura.routers.base import GateOptions, Router, warn_of_constant_weight
+from mixtura.routers.base import GateOptions, Router, warn_of_constant_weight, widen
 from mixtura.routing import Routing
 
 Order = Literal["softmax_topk", "topk_softmax"]
@@ -23,7 +23,9 @@ class TopK(Router):
         order: "topk_softmax": softmax over the K chosen logits (Shazeer et al. 2017; Mixtral).
             "softmax_topk": the K largest of the softmax over all experts (Switch, OLMoE, V-MoE).
         renormalize: divide the weights of "softmax_topk" by their sum (Qwen3-MoE; equal to "topk_softmax").
-        options: see `Router`.
+        options: see `Router`. With `noise`, choice and weights follow the noisy logits; `load_TE` is then the
+            probability that new noise would lift the expert over the K-th best noisy logit (Riquelme et al. 2021,
+            appendix A.2).
 
     Raises:
         UserError: an unknown order, or sizes that `check_router` refuses.
@@ -33,6 +35,8 @@ class TopK(Router):
         >>> routing.expert_N.shape, routing.choices
         (torch.Size([6]), 2)
     """
+
+    takes_null_experts = True
 
     def __init__(
         self,
@@ -53,25 +57,83 @@ class TopK(Router):
 
     def forward(self, x_TD: Tensor) -> Routing:
         """Route the tokens: (T, D) -> Routing with K choices each."""
-        logits_TE = self.logits(x_TD)
-        if can_fuse_router(logits_TE, k=self.k):
-            from mixtura.kernels.triton.router import route
+        return self._choose(x_TD, self.clean_logits(x_TD))
 
-            over = "chosen" if self.order == "topk_softmax" or self.renormalize else "all"
-            probs_TE, weight_TK, chosen_TK, _ = route(logits_TE, k=self.k, over=over)
-            expert_TK = self.decide(lambda: chosen_TK, num_tokens=x_TD.shape[0])
-            if expert_TK is not chosen_TK:  # a replay decided
-                weight_TK = self._weights(logits_TE, probs_TE, expert_TK)
-        else:
-            probs_TE, expert_TK = logits_TE.softmax(-1), self.top_k(logits_TE)
+    def _choose(self, x_TD: Tensor, clean_TE: Tensor) -> Routing:
+        logits_TE = self.perturb(clean_TE)
+        is_noisy = logits_TE is not clean_TE
+        if not is_noisy and can_fuse_router(clean_TE, k=self.k):
+            return self._choose_fused(x_TD, clean_TE)
+        clean_probs_TE, expert_TK = clean_TE.softmax(-1), self.top_k(logits_TE)
+        needs_own = is_noisy and self.order == "softmax_topk"
+        probs_TE = logits_TE.softmax(-1) if needs_own else clean_probs_TE
+        weight_TK = self._weights(logits_TE, probs_TE, expert_TK)
+        load_TE = None
+        if is_noisy and self.k < self.num_logits:
+            load_TE = torch.special.ndtr((clean_TE - logits_TE.topk(self.k).values[:, -1:]) / self.noise)
+        return self.routing(x_TD, expert_TK, weight_TK, logits_TE=clean_TE, probs_TE=clean_probs_TE, load_TE=load_TE)
+
+    def _choose_fused(self, x_TD: Tensor, logits_TE: Tensor) -> Routing:
+        from mixtura.kernels.triton.router import route
+
+        over = "chosen" if self.order == "topk_softmax" or self.renormalize else "all"
+        probs_TE, weight_TK, chosen_TK, _ = route(logits_TE, k=self.k, over=over)
+        expert_TK = self.decide(lambda: chosen_TK, num_tokens=x_TD.shape[0])
+        if expert_TK is not chosen_TK:  # a replay decided
             weight_TK = self._weights(logits_TE, probs_TE, expert_TK)
-        return Routing.from_choices(expert_TK, weight_TK, logits_TE=logits_TE, probs_TE=probs_TE)
+        return self.routing(x_TD, expert_TK, weight_TK, logits_TE=logits_TE, probs_TE=probs_TE)
 
     def _weights(self, logits_TE: Tensor, probs_TE: Tensor, expert_TK: Tensor) -> Tensor:
         if self.order == "topk_softmax":
             return logits_TE.gather(-1, expert_TK).softmax(-1)
         weight_TK = probs_TE.gather(-1, expert_TK)
         return weight_TK / weight_TK.sum(-1, keepdim=True) if self.renormalize else weight_TK
+
+
+class Gate(TopK):
+    """`TopK` over the logits of any module (T, D) -> (T, E): an MLP with dropout, a cosine gate, a gate per task.
+
+    Every other router takes such a module too, as its argument `gate`.
+
+    Args:
+        module: the gate. With `needs_context` it is called as `module(x_TD, context_T)`.
+        dim: D.
+        num_experts: E.
+        k: K.
+        order: see `TopK`.
+        renormalize: see `TopK`.
+        needs_context: hand the gate what `MoE.forward` was given as `context`, a task number for instance.
+        options: see `Router`.
+
+    Raises:
+        UserError: see `TopK`; in `forward`, logits of another shape than (T, E).
+
+    Example:
+        >>> mlp = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 4))
+        >>> Gate(mlp, dim=8, num_experts=4, k=2)(torch.randn(3, 8)).choices
+        2
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        dim: int,
+        num_experts: int,
+        k: int = 2,
+        order: Order = "topk_softmax",
+        renormalize: bool = False,
+        needs_context: bool = False,
+        **options: Unpack[GateOptions],
+    ) -> None:
+        options["gate"] = module
+        super().__init__(dim, num_experts, k, order=order, renormalize=renormalize, **options)
+        self.needs_context = needs_context
+
+    def forward(self, x_TD: Tensor, *, context_T: Tensor | None = None) -> Routing:
+        """Route the tokens: (T, D) -> Routing with K choices each."""
+        context = () if context_T is None else (context_T,)
+        return self._choose(x_TD, self.clean_logits(x_TD, *context))
 
 
 class Switch(TopK):
@@ -136,7 +198,7 @@ class NoisyTopK(Router):
         noisy_TE, load_TE = clean_TE, None
         if self.training:
             with torch.autocast(x_TD.device.type, enabled=False):
-                std_TE = torch.nn.functional.linear(x_TD.float(), self.noise_weight.float())
+                std_TE = torch.nn.functional.linear(widen(x_TD), widen(self.noise_weight))
                 std_TE = torch.nn.functional.softplus(std_TE) + self.noise_floor
             noisy_TE = clean_TE + torch.randn_like(clean_TE) * std_TE
             if self.k < self.num_experts:

@@ -215,3 +215,38 @@ def test_double_backward_is_refused_and_not_wrong():
     (dx,) = torch.autograd.grad(operands.run(cpu.grouped_mlp, index).square().sum(), operands.x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dx.sum().backward()
+
+
+PARTS = ("x", "weight", "up", "down", "up_bias", "down_bias")
+# What the backward pass must compute for the gradient of one part alone: products, and the activation's derivative.
+NEEDS = {"x": (2, 1), "weight": (1, 0), "up": (1, 1), "down": (0, 0), "up_bias": (1, 1), "down_bias": (0, 0)}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("wanted", [{part} for part in PARTS] + [{"x", "weight"}, {"up", "down"}, {"weight", "down"}])
+def test_of_frozen_parts_nothing_is_computed(wanted, dropout, monkeypatch):
+    index = make_index(EVEN, num_experts=4)
+    operands = Operands.random(index, activation="swiglu", bias=True, dropout=dropout)
+    dy_ND = torch.randn(index.token_N.shape[0], operands.x.shape[1])
+    expected = operands.results(cpu.grouped_mlp, index, dy_ND)
+    for name, leaf in operands.leaves().items():
+        leaf.requires_grad_(name in wanted)
+    y_ND = operands.run(cpu.grouped_mlp, index)
+    calls = {"products": 0, "derivatives": 0}
+    product, activation = layout_module.Layout.product, ACTIVATIONS["swiglu"]
+
+    def counted_product(*arguments, **options):
+        calls["products"] += 1
+        return product(*arguments, **options)
+
+    def counted_derivative(*arguments):
+        calls["derivatives"] += 1
+        return activation.backward(*arguments)
+
+    monkeypatch.setattr(layout_module.Layout, "product", counted_product)
+    monkeypatch.setitem(ACTIVATIONS, "swiglu", activation._replace(backward=counted_derivative))
+    leaves = [operands.leaves()[name] for name in sorted(wanted)]
+    for name, grad in zip(sorted(wanted), torch.autograd.grad(y_ND, leaves, dy_ND), strict=True):
+        torch.testing.assert_close(grad, expected[name])
+    most = tuple(max(NEEDS[part][i] for part in wanted) for i in (0, 1))
+    assert (calls["products"], calls["derivatives"]) == most

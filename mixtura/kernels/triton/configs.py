@@ -59,7 +59,7 @@ TABLE: dict[tuple[int, int], Entry] = {
         "up_gated": Config(128, 128, 64, 8, 4, 4),
         "rows": Config(128, 256, 64, 8, 4),
         "hidden": Config(128, 128, 64, 8, 4, 4),
-        "hidden_gated": Config(128, 128, 64, 8, 4, 4),
+        "hidden_gated": Config(128, 128, 64, 8, 4, 8),
         "weights": Config(128, 256, 64, 8, 4),
     },
     (2, 64): {
@@ -74,7 +74,7 @@ TABLE: dict[tuple[int, int], Entry] = {
         "up": Config(32, 128, 64, 4, 4, 2),
         "up_gated": Config(32, 64, 64, 4, 4, 2),
         "rows": Config(32, 128, 64, 4, 4),
-        "hidden": Config(32, 128, 64, 4, 4, 2),
+        "hidden": Config(32, 128, 64, 4, 4, 4),
         "hidden_gated": Config(32, 64, 64, 4, 4, 2),
         "weights": Config(128, 128, 32, 4, 4),
     },
