@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+import mixtura as mx
 from mixtura import UserError
-from mixtura.kernels import KERNELS, reference
+from mixtura.kernels import KERNELS, reference, use
 from tests.kernels.cases import EVEN, NAMES, Operands, error, make_index
 
 kernels = pytest.mark.parametrize("name", ["grouped_mm", "triton"])
@@ -89,3 +90,19 @@ def test_other_dtypes_are_refused(name):
         UserError, match=f"expected bfloat16, float16 or float32 for the {name} kernel, got torch.float64"
     ):
         operands.run(KERNELS[name], index)
+
+
+@kernels
+def test_a_whole_layer_with_dropped_tokens_gives_and_learns_the_same(name):
+    torch.manual_seed(1)
+    config = mx.MoEConfig(dim=8, hidden=12, num_experts=3, k=2, capacity_factor=0.7, bias=True)
+    layer, x = config.build(), torch.randn(10, 8, requires_grad=True)
+
+    def gradients():
+        return torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
+
+    with use("reference"):
+        expected = gradients()
+    with use(name):
+        got = gradients()
+    assert max(error(a, b) for a, b in zip(got, expected, strict=True)) < 1e-5
