@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mixtura import kernels
 from mixtura.errors import UserError
+from mixtura.hooks import outside_graph
 from mixtura.routing import Rows
 
 
@@ -151,6 +152,7 @@ class ModuleExperts(nn.ModuleList):
 
     Linear, convolutional, recurrent, Transformer blocks, frozen and pre-trained ones: whatever maps (n_e, *row_shape)
     to (n_e, ...), all to one width. An expert without rows is not called: its parameters get no gradient in that step.
+    Under torch.compile the experts run outside the graph, which breaks here: their numbers of rows change every time.
 
     Args:
         modules: the experts.
@@ -180,6 +182,10 @@ class ModuleExperts(nn.ModuleList):
 
     def forward(self, rows: Rows) -> Tensor:
         """Run each expert on its rows: Rows -> (N, D_out), weighted."""
+        y_ND: Tensor = outside_graph(ModuleExperts._run_each, self, rows)
+        return y_ND
+
+    def _run_each(self, rows: Rows) -> Tensor:
         x_ND = rows.gather()
         *parts, tail = x_ND.split(rows.index.parts())
         outputs = [self._run(e, x) for e, x in enumerate(parts) if x.shape[0]]

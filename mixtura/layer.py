@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mixtura.dispatch import Capacity, Policy, check_policy, dispatch
 from mixtura.errors import UserError
-from mixtura.hooks import announce, is_recomputing
+from mixtura.hooks import announce, once_per_forward
 from mixtura.losses.apply import apply_losses, check_losses
 from mixtura.pooling import Pooling, highest, vote
 from mixtura.routers.base import Router
@@ -106,7 +106,7 @@ class MoE(nn.Module):
             context: (...) or (..., C), what a router knows of each token beside x: token ids for `Hash`, a task.
         """
         tokens = _check_input(x, self.row_shape, mask=mask, priority=priority, context=context)
-        x_TD = x.reshape(tokens.numel(), -1) if x.numel() else x.reshape(tokens.numel(), self.router.dim)
+        x_TD = x.reshape(prod(tokens), prod(self.row_shape))
         routing = self._route(x_TD, tokens, mask=mask, context=context)
         served = highest(routing) if self.pooling == "highest" and not self.training else routing
         rows = dispatch(
@@ -119,8 +119,7 @@ class MoE(nn.Module):
         y_TD = self._combine(rows, x_TD, bypass_TD=served.bypass_TD)
         if self.training and torch.is_grad_enabled():
             y_TD = apply_losses(self, y_TD, routing, coefficients=self.losses)
-        if not is_recomputing():
-            announce(self, routing, rows)
+        announce(self, routing, rows)
         return y_TD.view(x.shape) if y_TD.shape == x_TD.shape else y_TD.view(*tokens, -1)
 
     def _route(self, x_TD: Tensor, tokens: torch.Size, *, mask: Tensor | None, context: Tensor | None) -> Routing:
@@ -139,8 +138,8 @@ class MoE(nn.Module):
         routing = replace(routing, mask_T=mask_T, sequences=sequences)
         if mask_T is not None and routing.bypass_TD is not None:
             routing = replace(routing, bypass_TD=routing.bypass_TD.masked_fill(~mask_T.unsqueeze(1), 0))
-        if self.router.training and not is_recomputing():
-            self.router.observe(routing)
+        if self.router.training and type(self.router).observe is not Router.observe:
+            once_per_forward(self.router, lambda: self.router.observe(routing))
         return routing
 
     def _capacity(self, routing: Routing) -> int | None:

@@ -34,8 +34,8 @@ def highest(routing: Routing) -> Routing:
     weight_N = routing.weight_N.detach().where(routing.routes_N() < routing.num_experts, -torch.inf)
     best_T = weight_N.new_full((routing.num_tokens,), -torch.inf).scatter_reduce(0, token_N, weight_N, "amax")
     is_best_N = (weight_N == best_T[token_N]) & weight_N.isfinite()
-    first_T = numbers.new_full((routing.num_tokens,), len(numbers))
-    first_T = first_T.scatter_reduce(0, token_N, numbers.where(is_best_N, len(numbers)), "amin")
+    first_T = numbers.new_full((routing.num_tokens,), numbers.shape[0])
+    first_T = first_T.scatter_reduce(0, token_N, numbers.where(is_best_N, numbers.shape[0]), "amin")
     expert_N = routing.expert_N.where(numbers == first_T[token_N], -1)
     return replace(routing, expert_N=expert_N, weight_N=torch.ones_like(routing.weight_N), partial=True, bypass_TD=None)
 

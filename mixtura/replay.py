@@ -11,7 +11,7 @@ from typing import Protocol
 from torch import nn
 
 from mixtura.errors import UserError
-from mixtura.hooks import replaying
+from mixtura.hooks import layer_names, replaying
 from mixtura.routing import Routing
 
 
@@ -56,7 +56,7 @@ def replay(model: nn.Module, log: Mapping[str, Sequence[Logged]]) -> Iterator[No
         >>> torch.equal(log[""][0].routing.expert_N, again[""][0].routing.expert_N)
         True
     """
-    layers = dict(model.named_modules())
+    layers = {name: module for module, name in layer_names(model).items()}
     logged = {}
     for name, records in log.items():
         router = getattr(layers.get(name), "router", None)

@@ -122,7 +122,7 @@ def test_what_cannot_be_replayed_is_told():
         model(x[:3])
 
 
-@pytest.mark.parametrize("name", mx.routers.ROUTERS)
+@pytest.mark.parametrize("name", sorted(set(mx.routers.ROUTERS) - {"soft"}))  # slots are nobody's choice
 def test_every_router_can_be_replayed(name):
     kind = mx.routers.ROUTERS[name]
     layer = mx.MoEConfig(dim=6, hidden=8, num_experts=5, k=2 if kind.takes_k else None, router=name).build()

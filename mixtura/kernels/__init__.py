@@ -10,12 +10,13 @@ Example:
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixtura.errors import UserError
-from mixtura.kernels import cpu, reference
+from mixtura.kernels import cpu, grouped_mm, ops, reference
 from mixtura.kernels.activations import ACTIVATIONS, Activation, StackedMLP
 from mixtura.kernels.choice import Choice, choose, forced
 from mixtura.kernels.rows import RowIndex, combine_rows, gather_rows, sum_rows
@@ -43,18 +44,9 @@ def _triton(
     return triton.grouped_mlp(x_TD, weight_N, index, experts=experts, keep_NF=keep_NF)
 
 
-def _grouped_mm(
-    x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: StackedMLP, keep_NF: Tensor | None = None
-) -> Tensor:
-    # Late, since registering its ops costs some milliseconds that only its users should pay.
-    from mixtura.kernels import grouped_mm
-
-    return grouped_mm.grouped_mlp(x_TD, weight_N, index, experts=experts, keep_NF=keep_NF)
-
-
 KERNELS: dict[str, Callable[..., Tensor]] = {
     "cpu": cpu.grouped_mlp,
-    "grouped_mm": _grouped_mm,
+    "grouped_mm": grouped_mm.grouped_mlp,
     "reference": reference.grouped_mlp,
     "triton": _triton,
 }
@@ -124,6 +116,32 @@ def grouped_mlp(
         >>> grouped_mlp(torch.tensor([[3.0]]), torch.tensor([2.0]), index, experts=experts).tolist()
         [[6.0]]
     """
+    if ops.is_traced(x_TD):
+        return ops.call("chosen", x_TD, weight_N, index=index, experts=experts, keep_NF=keep_NF)
+    return KERNELS[_kernel(x_TD, index)](x_TD, weight_N, index, experts=experts, keep_NF=keep_NF)
+
+
+def _kernel(x_TD: Tensor, index: RowIndex) -> str:
     rows_per_expert = index.token_N.shape[0] / index.num_experts
-    kernel = _choose(x_TD.device.type, x_TD.dtype, rows_per_expert=rows_per_expert).kernel
-    return KERNELS[kernel](x_TD, weight_N, index, experts=experts, keep_NF=keep_NF)
+    return _choose(x_TD.device.type, x_TD.dtype, rows_per_expert=rows_per_expert).kernel
+
+
+def _passes(x_TD: Tensor, index: RowIndex) -> ops.Passes:
+    name = _kernel(x_TD, index)
+    if name == "triton":
+        from mixtura.kernels import triton
+
+        return ops.PASSES[triton.NAME]
+    return ops.PASSES.get(name) or reference.passes_of(KERNELS[name])
+
+
+def _forward(x_TD: Tensor, weight_N: Tensor, index: RowIndex, **values: Any) -> tuple[Tensor, Tensor]:
+    return _passes(x_TD, index).forward(x_TD, weight_N, index, **values)
+
+
+def _backward(dy_ND: Tensor, *tensors: Tensor, index: RowIndex, **values: Any) -> ops.Gradients:
+    return _passes(dy_ND, index).backward(dy_ND, *tensors, index=index, **values)
+
+
+# A graph names no kernel: which one runs is found when it runs, on the machine that runs it.
+ops.register("chosen", forward=_forward, backward=_backward)

@@ -75,7 +75,8 @@ def choose(device: str, dtype: torch.dtype, *, rows_per_expert: float) -> Choice
         >>> choose("cpu", torch.float32, rows_per_expert=1.0) is None
         True
     """
-    if name := forced.get():
+    # torch.compile cannot read a context variable; the op that it calls in place of a kernel can, when it runs.
+    if not torch.compiler.is_compiling() and (name := forced.get()):
         return Choice(name, "forced by mixtura.kernels.use")
     if device != "cuda":
         return None
@@ -91,7 +92,7 @@ def is_fused(tensor: torch.Tensor) -> bool:
         >>> is_fused(torch.zeros(1))
         False
     """
-    if not tensor.is_cuda:
+    if not tensor.is_cuda or torch._C._are_functorch_transforms_active():
         return False
     found = choose("cuda", tensor.dtype, rows_per_expert=0.0)
     return found is not None and found.kernel == "triton"

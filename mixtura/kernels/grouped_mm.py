@@ -128,7 +128,7 @@ def _backward(
     )
 
 
-_op = ops.register("grouped_mm_mlp", forward=_forward, backward=_backward)
+ops.register("grouped_mm", forward=_forward, backward=_backward)
 
 
 def grouped_mlp(
@@ -147,4 +147,4 @@ def grouped_mlp(
     """
     if x_TD.dtype not in GPU_DTYPES:
         raise UserError(f"expected bfloat16, float16 or float32 for the grouped_mm kernel, got {x_TD.dtype}")
-    return ops.call(_op, x_TD, weight_N, index=index, experts=experts, keep_NF=keep_NF)
+    return ops.call("grouped_mm", x_TD, weight_N, index=index, experts=experts, keep_NF=keep_NF)

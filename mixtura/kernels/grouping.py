@@ -5,8 +5,6 @@ Example:
     (tensor([1, 0, 3, 2]), tensor([1, 2]))
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -50,9 +48,7 @@ def keep_first(order_N: Tensor, route_N: Tensor, counts_E: Tensor, *, capacity: 
     kept_before_N = is_kept_N.cumsum(0)
     kept_counts_E = counts_E.clamp(max=capacity)
     tail_N = kept_counts_E.sum() + places_N - kept_before_N
-    return torch.empty_like(order_N).scatter_(
-        0, torch.where(is_kept_N, kept_before_N - 1, tail_N), order_N
-    ), kept_counts_E
+    return order_N.scatter(0, torch.where(is_kept_N, kept_before_N - 1, tail_N), order_N), kept_counts_E
 
 
 def slots_of(order_N: Tensor, counts_E: Tensor, *, choices: int, all_kept: bool) -> Tensor:
@@ -64,7 +60,7 @@ def slots_of(order_N: Tensor, counts_E: Tensor, *, choices: int, all_kept: bool)
                 [ 2, -1]])
     """
     N = order_N.shape[0]
-    slot_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(N, device=order_N.device))
+    slot_N = order_N.scatter(0, order_N, torch.arange(N, device=order_N.device))  # every place is written
     if not all_kept:
         slot_N = slot_N.where(slot_N < counts_E.sum(), -1)
     return slot_N.view(-1, choices)
@@ -90,7 +86,7 @@ def expert_capacity(
         ... )
         (5, 8)
     """
-    # The product is rounded a little before the ceiling: 1.1 * 10 in binary must not cost an extra row.
-    rows = math.ceil(round(num_tokens * k * factor / num_experts, 9))
+    # In integers, for symbolic numbers of tokens; half a billionth less, so that 1.1 * 10 costs no extra row.
+    rows = -(-num_tokens * k * (2 * round(factor * 1e9) - 1) // (2 * 10**9 * num_experts))
     rows = max(-(-rows // multiple_of) * multiple_of, minimum)
     return rows if maximum is None else min(rows, maximum)

@@ -1,9 +1,13 @@
 """The truth: a loop over experts in plain differentiable torch, which every kernel is compared with."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from mixtura.kernels import ops
 from mixtura.kernels.activations import ACTIVATIONS, StackedMLP
+from mixtura.kernels.ops import Gradients, Passes, Wanted
 from mixtura.kernels.rows import RowIndex, gather_rows
 
 
@@ -28,6 +32,8 @@ def grouped_mlp(
         >>> grouped_mlp(torch.tensor([[3.0]]), torch.tensor([0.5]), index, experts=experts).tolist()
         [[1.5]]
     """
+    if ops.is_traced(x_TD):
+        return ops.call("reference", x_TD, weight_N, index=index, experts=experts, keep_NF=keep_NF)
     up, down, up_bias, down_bias, activation = experts
     parts = index.parts()
     *rows, tail = gather_rows(x_TD, index).split(parts)
@@ -40,3 +46,56 @@ def grouped_mlp(
         a = a if keep is None else a * keep
         outputs.append(weight * torch.nn.functional.linear(a, down[e], None if down_bias is None else down_bias[e]))
     return torch.cat([*outputs, tail.new_zeros(tail.shape[0], down.shape[1])])
+
+
+def passes_of(kernel: Callable[..., Tensor]) -> Passes:
+    """Two passes made of any differentiable kernel: the second runs the first again and asks torch for its gradients.
+
+    Example:
+        >>> passes_of(grouped_mlp)._fields
+        ('forward', 'backward')
+    """
+
+    def forward(
+        x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: StackedMLP, keep_NF: Tensor | None, keep_z: bool
+    ) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            y_ND = kernel(x_TD, weight_N, index, experts=experts, keep_NF=keep_NF)
+            if not keep_z:
+                return y_ND, y_ND.new_empty(0, experts.up.shape[1])
+            # The backward pass below needs none; that of another kernel, chosen meanwhile, does.
+            *rows, tail = gather_rows(x_TD, index).split(index.parts())
+            biases = [None] * len(rows) if experts.up_bias is None else experts.up_bias.unbind()
+            z = [torch.nn.functional.linear(*each) for each in zip(rows, experts.up, biases, strict=True)]
+            return y_ND, torch.cat([*z, tail.new_zeros(tail.shape[0], experts.up.shape[1])])
+
+    def backward(
+        dy_ND: Tensor,
+        x_TD: Tensor,
+        weight_N: Tensor,
+        *,
+        index: RowIndex,
+        experts: StackedMLP,
+        keep_NF: Tensor | None,
+        z: Tensor,
+        wanted: Wanted,
+    ) -> Gradients:
+        del z
+        leaves = [
+            leaf if leaf is None else leaf.detach().requires_grad_(want)
+            for leaf, want in zip((x_TD, weight_N, *experts[:4]), wanted, strict=True)
+        ]
+        with torch.enable_grad():
+            up, down, up_bias, down_bias = leaves[2:]
+            assert up is not None
+            assert down is not None
+            again = StackedMLP(up, down, up_bias, down_bias, experts.activation)
+            y_ND = kernel(leaves[0], leaves[1], index, experts=again, keep_NF=keep_NF)
+        asked = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
+        found = iter(torch.autograd.grad(y_ND, asked, dy_ND, allow_unused=True, materialize_grads=True))
+        return Gradients(*(next(found) if want else None for want in wanted))
+
+    return Passes(forward, backward)
+
+
+ops.register("reference", **passes_of(grouped_mlp)._asdict())

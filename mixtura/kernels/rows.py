@@ -80,27 +80,44 @@ def sum_rows(y_ND: Tensor, index: RowIndex, slot_TK: Tensor | None = None) -> Te
 
 
 class _Gather(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, index: RowIndex) -> Tensor:
-        ctx.index = index
-        return x_TD.index_select(0, index.token_N)
+    def forward(*inputs: Any) -> Tensor:
+        x_TD, token_N, *_ = inputs
+        rows_ND: Tensor = x_TD.index_select(0, token_N)
+        return rows_ND
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _: Tensor) -> None:
+        # The index comes field by field, since whatever traces looks for tensors in the arguments, and not inside them.
+        *tensors, ctx.num_tokens, ctx.dropless = inputs[1:]
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None]:
-        return sum_rows(grad_ND, ctx.index), None
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
+        token_N, counts_E, slot_TK = ctx.saved_tensors
+        return sum_rows(grad_ND, RowIndex(token_N, counts_E, slot_TK, ctx.num_tokens, ctx.dropless)), *(None,) * 5
 
 
 class _Combine(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, y_ND: Tensor, index: RowIndex) -> Tensor:
-        ctx.index = index
-        return sum_rows(y_ND, index)
+    def forward(*inputs: Any) -> Tensor:
+        y_ND, *index = inputs
+        return sum_rows(y_ND, RowIndex(*index))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None]:
-        return grad_TD.index_select(0, ctx.index.token_N), None
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor | None, ...]:
+        (token_N,) = ctx.saved_tensors
+        return grad_TD.index_select(0, token_N), *(None,) * 5
 
 
 def gather_rows(x_TD: Tensor, index: RowIndex) -> Tensor:
@@ -111,7 +128,7 @@ def gather_rows(x_TD: Tensor, index: RowIndex) -> Tensor:
         >>> gather_rows(torch.tensor([[1.0], [2.0]]), index).tolist()
         [[2.0], [2.0]]
     """
-    result: Tensor = _Gather.apply(x_TD, index)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    result: Tensor = _Gather.apply(x_TD, *index)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return result
 
 
@@ -123,5 +140,5 @@ def combine_rows(y_ND: Tensor, index: RowIndex) -> Tensor:
         >>> combine_rows(torch.tensor([[3.0]]), index).tolist()
         [[3.0], [0.0]]
     """
-    result: Tensor = _Combine.apply(y_ND, index)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    result: Tensor = _Combine.apply(y_ND, *index)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return result

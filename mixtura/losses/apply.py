@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mixtura.errors import UserError
-from mixtura.hooks import is_recomputing
+from mixtura.hooks import is_recomputing, layer_names, outside_graph
 from mixtura.losses.balance import LOSSES
 from mixtura.losses.parameters import PARAMETER_LOSSES
 from mixtura.routing import Routing
@@ -32,16 +32,23 @@ def check_losses(names: Iterable[str]) -> None:
 
 
 class _Attach(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, y: Tensor, loss: Tensor, scale: float) -> Tensor:
-        # Kept on ctx, not by save_for_backward: activation recomputation counts saved tensors, and a loss that was
-        # collected in the forward pass is attached in the recomputation.
-        ctx.loss_grad = torch.full_like(loss, scale)
+    def forward(*inputs: Any) -> Tensor:
+        y: Tensor = inputs[0]
         return y.view_as(y)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], _: Tensor) -> None:
+        # Nothing is saved: activation recomputation counts saved tensors, and a loss that was collected in the forward
+        # pass is attached in the recomputation.
+        _, loss, ctx.scale = inputs
+        ctx.shape, ctx.dtype = loss.shape, loss.dtype
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        return grad, ctx.loss_grad, None
+        return grad, grad.new_full(ctx.shape, ctx.scale, dtype=ctx.dtype), None
 
 
 def attach(y: Tensor, loss: Tensor, *, scale: float = 1.0) -> Tensor:
@@ -88,6 +95,7 @@ class CollectedLosses:
 # Open `collect_losses` blocks, outermost first, each with the names of its model's modules.
 _collectors: ContextVar[tuple[tuple[CollectedLosses, dict[nn.Module, str]], ...]]
 _collectors = ContextVar("mixtura_losses", default=())
+_open_collectors: list[CollectedLosses] = []  # in any context, for torch.compile, which can guard on a list
 
 
 @contextmanager
@@ -107,11 +115,12 @@ def collect_losses(model: nn.Module) -> Iterator[CollectedLosses]:
         ['load_balance']
     """
     collected = CollectedLosses()
-    names = {module: name for name, module in model.named_modules()}
-    token = _collectors.set((*_collectors.get(), (collected, names)))
+    token = _collectors.set((*_collectors.get(), (collected, layer_names(model))))
+    _open_collectors.append(collected)
     try:
         yield collected
     finally:
+        _open_collectors.pop()
         _collectors.reset(token)
 
 
@@ -134,14 +143,21 @@ def apply_losses(layer: nn.Module, y_TD: Tensor, routing: Routing, *, coefficien
         return y_TD
     with torch.autocast(y_TD.device.type, enabled=False):  # which would round the products in some of them
         values = {name: _value(name, layer, routing) for name in coefficients}
+    weighted = {name: coefficients[name] * value for name, value in values.items()}
+    if _open_collectors and outside_graph(_hand_out, layer, values, weighted):
+        return y_TD
+    return attach(y_TD, torch.stack(list(weighted.values())).sum())
+
+
+def _hand_out(layer: nn.Module, values: Mapping[str, Tensor], weighted: Mapping[str, Tensor]) -> bool:
+    """Whether a block around took the losses."""
     # A recomputed forward has handed out its losses already (or, if reentrant, never could): it attaches.
     for collected, names in () if is_recomputing() else reversed(_collectors.get()):
         if layer in names:
-            for name, value in values.items():
-                collected.weighted.append((names[layer], name, coefficients[name] * value))
-                collected.raw.append((names[layer], name, value.detach()))
-            return y_TD
-    return attach(y_TD, torch.stack([coefficients[name] * value for name, value in values.items()]).sum())
+            collected.weighted.extend((names[layer], name, value) for name, value in weighted.items())
+            collected.raw.extend((names[layer], name, value.detach()) for name, value in values.items())
+            return True
+    return False
 
 
 def _value(name: str, layer: nn.Module, routing: Routing) -> Tensor:

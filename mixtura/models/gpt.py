@@ -173,7 +173,7 @@ class Attention(nn.Module):
         # is a whole tensor of zeros around it.
         qk, v = qkv.split([2 * H, H], dim=1)
         q, k = _rotate(F.rms_norm(qk, (d,)), *rotary).to(qkv.dtype).chunk(2, dim=1)
-        is_causal = L > 1
+        is_causal = cache is None or L > 1
         if cache is not None:
             if L > 1 and cache.length:
                 raise UserError(f"expected one token at a time behind a filled cache, got {L}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mixtura.hooks import tap
+from mixtura.hooks import layer_names, tap
 from mixtura.losses.balance import entropy
 from mixtura.routing import Routing, Rows
 
@@ -71,8 +71,7 @@ def record(model: nn.Module) -> Iterator[RoutingLog]:
         >>> log[""][0].counts_E().sum().item()
         6
     """
-    names = {module: name for name, module in model.named_modules()}
-    log = RoutingLog()
+    names, log = layer_names(model), RoutingLog()
 
     def listen(layer: nn.Module, routing: Routing, rows: Rows) -> None:
         if layer in names:

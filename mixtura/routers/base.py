@@ -311,7 +311,11 @@ class Router(nn.Module):
         return super().train(mode and self.frozen is None)
 
     def observe(self, routing: Routing) -> None:
-        """See what was routed: the layer calls it once per training forward, never again under recomputation."""
+        """See what was routed: the layer calls it once per training forward, never again under recomputation.
+
+        Change buffers in place, by methods as `add_` and `copy_`: an assignment inside a recomputed region, `+=` to an
+        attribute included, breaks torch.compile's graph.
+        """
 
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""

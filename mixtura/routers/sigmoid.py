@@ -111,8 +111,9 @@ class SigmoidBias(Router):
     def observe(self, routing: Routing) -> None:
         """Add a forward pass's assignments to the pending counts."""
         counts_E = routing.counts_E()
-        self.pending_counts = self.pending_counts.to(counts_E.device)  # some wrappers move registered tensors alone
-        self.pending_counts += counts_E
+        if self.pending_counts.device != counts_E.device:  # some wrappers move registered tensors alone
+            self.pending_counts = self.pending_counts.to(counts_E.device)
+        self.pending_counts.add_(counts_E)
 
     @torch.no_grad()
     def update_bias(self, counts_E: Tensor | None = None) -> None:

@@ -15,6 +15,7 @@ from tests.checks.tree import Function, Module, dotted
 
 # Lowest first; a component may import components of lower levels only. Names need not exist yet.
 LEVELS = (
+    ("uncompiled",),
     ("kernels", "mapping", "errors", "hooks", "ranks"),
     ("routing",),
     ("replay", "pooling"),

@@ -13,9 +13,9 @@ from mixtura.kernels.rows import RowIndex
 from mixtura.kernels.triton import passes
 from mixtura.kernels.triton.language import INTERPRETED
 
-__all__ = ["grouped_mlp"]
+__all__ = ["NAME", "grouped_mlp"]
 
-_op = ops.register("triton_mlp", forward=passes.forward, backward=passes.backward)
+NAME = ops.register("triton", forward=passes.forward, backward=passes.backward)
 
 
 def grouped_mlp(
@@ -43,4 +43,4 @@ def grouped_mlp(
     if x_TD.device.type != "cuda" and not INTERPRETED:
         device = x_TD.device.type
         raise UserError(f"expected CUDA tensors for the triton kernel, got {device}; TRITON_INTERPRET=1 runs it slowly")
-    return ops.call(_op, x_TD, weight_N, index=index, experts=experts, keep_NF=keep_NF)
+    return ops.call(NAME, x_TD, weight_N, index=index, experts=experts, keep_NF=keep_NF)
