@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixtura.errors import UserError
+from mixtura.kernels import ops
 from mixtura.kernels.activations import StackedMLP
+from mixtura.kernels.ops import Gradients, Wanted
 from mixtura.kernels.rows import RowIndex, sum_rows
 
 ACTIVATION_CODES = {"relu": 0, "gelu": 1, "silu": 2, "swiglu": 3, "geglu": 4}
@@ -268,6 +270,31 @@ def _gradients(
     dx_TD = sum_rows(out["dx_rows"], index) if "dx_rows" in out else out.get("dx")
     dweight_N = out["dweight"].to(weight_N.dtype) if "dweight" in out else None
     return dx_TD, dweight_N, *(out.get(name) for name in ("dup", "ddown", "dup_bias", "ddown_bias"))
+
+
+def _traced_forward(
+    x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: StackedMLP, keep_NF: Tensor | None, keep_z: bool
+) -> tuple[Tensor, Tensor]:
+    y_ND, z = _forward(x_TD, weight_N, index, experts=experts, keep_NF=keep_NF, save=keep_z)
+    return y_ND, x_TD.new_empty(0, experts.up.shape[1]) if z is None else z
+
+
+def _traced_backward(
+    dy_ND: Tensor,
+    x_TD: Tensor,
+    weight_N: Tensor,
+    *,
+    index: RowIndex,
+    experts: StackedMLP,
+    keep_NF: Tensor | None,
+    z: Tensor,
+    wanted: Wanted,
+) -> Gradients:
+    buffers = {"z": z, "dy": dy_ND, **({} if keep_NF is None else {"keep": keep_NF})}
+    return Gradients(*_gradients(x_TD, weight_N, index, experts=experts, wanted=wanted, buffers=buffers))
+
+
+ops.register("native", forward=_traced_forward, backward=_traced_backward)
 
 
 def grouped_mlp(

@@ -59,6 +59,14 @@ def sum_rows(y_ND: Tensor, index: RowIndex, slot_TK: Tensor | None = None) -> Te
         >>> sum_rows(torch.tensor([[1.0], [2.0]]), index).tolist()
         [[3.0]]
     """
+    if slot_TK is None:
+        # Late: the longest chain of imports ends here.
+        from mixtura.kernels.choice import is_fused
+
+        if is_fused(y_ND):
+            from mixtura.kernels.triton import combine
+
+            return combine.sum_rows(y_ND, index)
     slot_TK = index.slot_TK if slot_TK is None else slot_TK
     if slot_TK is None:
         return y_ND.new_zeros(index.num_tokens, y_ND.shape[1]).index_add_(0, index.token_N, y_ND)

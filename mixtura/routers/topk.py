@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mixtura.errors import UserError
+from mixtura.kernels.choice import can_fuse_router
 from mixtura.routers.base import GateOptions, Router, warn_of_constant_weight, widen
 from mixtura.routing import Routing
 
@@ -60,19 +61,33 @@ class TopK(Router):
 
     def _choose(self, x_TD: Tensor, clean_TE: Tensor) -> Routing:
         logits_TE = self.perturb(clean_TE)
-        is_noisy, clean_probs_TE = logits_TE is not clean_TE, clean_TE.softmax(-1)
-        expert_TK = self.top_k(logits_TE)
-        if self.order == "topk_softmax":
-            weight_TK = logits_TE.gather(-1, expert_TK).softmax(-1)
-        else:
-            probs_TE = logits_TE.softmax(-1) if is_noisy else clean_probs_TE
-            weight_TK = probs_TE.gather(-1, expert_TK)
-            if self.renormalize:
-                weight_TK = weight_TK / weight_TK.sum(-1, keepdim=True)
+        is_noisy = logits_TE is not clean_TE
+        if not is_noisy and can_fuse_router(clean_TE, k=self.k):
+            return self._choose_fused(x_TD, clean_TE)
+        clean_probs_TE, expert_TK = clean_TE.softmax(-1), self.top_k(logits_TE)
+        needs_own = is_noisy and self.order == "softmax_topk"
+        probs_TE = logits_TE.softmax(-1) if needs_own else clean_probs_TE
+        weight_TK = self._weights(logits_TE, probs_TE, expert_TK)
         load_TE = None
         if is_noisy and self.k < self.num_logits:
             load_TE = torch.special.ndtr((clean_TE - logits_TE.topk(self.k).values[:, -1:]) / self.noise)
         return self.routing(x_TD, expert_TK, weight_TK, logits_TE=clean_TE, probs_TE=clean_probs_TE, load_TE=load_TE)
+
+    def _choose_fused(self, x_TD: Tensor, logits_TE: Tensor) -> Routing:
+        from mixtura.kernels.triton.router import route
+
+        over = "chosen" if self.order == "topk_softmax" or self.renormalize else "all"
+        probs_TE, weight_TK, chosen_TK, _ = route(logits_TE, k=self.k, over=over)
+        expert_TK = self.decide(lambda: chosen_TK, num_tokens=x_TD.shape[0])
+        if expert_TK is not chosen_TK:  # a replay decided
+            weight_TK = self._weights(logits_TE, probs_TE, expert_TK)
+        return self.routing(x_TD, expert_TK, weight_TK, logits_TE=logits_TE, probs_TE=probs_TE)
+
+    def _weights(self, logits_TE: Tensor, probs_TE: Tensor, expert_TK: Tensor) -> Tensor:
+        if self.order == "topk_softmax":
+            return logits_TE.gather(-1, expert_TK).softmax(-1)
+        weight_TK = probs_TE.gather(-1, expert_TK)
+        return weight_TK / weight_TK.sum(-1, keepdim=True) if self.renormalize else weight_TK
 
 
 class Gate(TopK):

@@ -5,8 +5,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mixtura.kernels import reference
 from mixtura.kernels.activations import ACTIVATIONS, StackedMLP
 from mixtura.kernels.rows import RowIndex
+
+NAMES = ("x", "weight", "up", "down", "up_bias", "down_bias")
+EVEN = [[t % 4, (t + 1) % 4] for t in range(24)]
+INDICES = {
+    "one choice": ([[(5 * t) % 4] for t in range(20)], True),
+    "two choices": (EVEN, True),
+    "three choices": ([[t % 4, (t + 1) % 4, (t + 3) % 4] for t in range(10)], True),
+    "first expert empty": ([[1 + t % 3] for t in range(9)], True),
+    "middle expert empty": ([[(0, 1, 3)[t % 3]] for t in range(9)], True),
+    "last expert empty": ([[t % 3] for t in range(9)], True),
+    "all but one empty": ([[2]] * 7, True),
+    "no rows at all": ([[-1, -1]] * 5, True),
+    "some dropped": ([[t % 4, -1 if t % 3 else (t + 1) % 4] for t in range(12)], True),
+    "first choice dropped": ([[-1, t % 4] for t in range(12)], True),
+    "different numbers of choices": ([[t % 4, -1 if t % 3 else (t + 1) % 4] for t in range(12)], False),
+    "tokens without rows, no slots": ([[-1], [0], [-1], [3], [3]], False),
+    "one token": ([[3, 1]], True),
+    "no tokens": ([], True),
+    "very uneven": ([[0]] * 40 + [[1], [2], [3]], True),
+}
 
 
 def make_index(choices: list[list[int]], *, num_experts: int, regular: bool = True) -> RowIndex:
@@ -81,8 +102,11 @@ class Operands:
 
     def run(self, kernel, index: RowIndex) -> Tensor:
         """The kernel's output."""
-        experts = StackedMLP(self.up, self.down, self.up_bias, self.down_bias, self.activation)
-        return kernel(self.x, self.weight, index, experts=experts, keep_NF=self.keep)
+        return kernel(self.x, self.weight, index, experts=self.stacked(), keep_NF=self.keep)
+
+    def stacked(self) -> StackedMLP:
+        """The experts."""
+        return StackedMLP(self.up, self.down, self.up_bias, self.down_bias, self.activation)
 
     def results(self, kernel, index: RowIndex, dy_ND: Tensor) -> dict[str, Tensor]:
         """The output and the gradient of every leaf."""
@@ -96,3 +120,28 @@ def error(got: Tensor, expected: Tensor) -> float:
     """Norm of the difference over the norm of what was expected; 0 where both vanish."""
     difference = (got.double() - expected.double()).norm()
     return (difference / expected.double().norm().clamp(min=1e-30)).item()
+
+
+def compare(kernel, operands: Operands, index: RowIndex) -> None:
+    """Assert that output and every gradient are the loop reference's."""
+    dy_ND = torch.randn(index.token_N.shape[0], operands.x.shape[1])
+    expected = operands.results(reference.grouped_mlp, index, dy_ND)
+    got = operands.results(kernel, index, dy_ND)
+    for name, value in expected.items():
+        assert got[name].shape == value.shape
+        assert got[name].dtype == value.dtype
+        assert error(got[name], value) < 1e-5, name
+
+
+def compare_rounded(kernel, operands: Operands, index: RowIndex) -> None:
+    """Assert that in a narrow dtype the kernel is not much worse than the loop reference in that dtype."""
+    dy_ND = torch.randn(index.token_N.shape[0], operands.x.shape[1]).to(operands.x.dtype)
+    # The truth takes the rounded operands in full precision, so that only the kernels' own rounding is compared.
+    truth = operands.cast(torch.float32).results(reference.grouped_mlp, index, dy_ND.float())
+    loop = operands.results(reference.grouped_mlp, index, dy_ND)
+    got = operands.results(kernel, index, dy_ND)
+    for name, value in truth.items():
+        assert got[name].dtype == loop[name].dtype
+        assert error(got[name], value) <= 2 * error(loop[name], value) + 1e-6, name
+        # The clamps' derivative jumps at +-7, where bf16 is 0.03 wide: rows on the edge fall on either side.
+        assert error(got[name], value) < (6e-2 if operands.activation == "clamped_swiglu" else 2e-2), name

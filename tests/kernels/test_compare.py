@@ -10,37 +10,9 @@ from hypothesis import strategies as st
 
 from mixtura.kernels import reference
 from mixtura.kernels.activations import ACTIVATIONS
-from tests.kernels.cases import Operands, error, make_index
+from tests.kernels.cases import EVEN, INDICES, Operands, compare, error, make_index
 
-EVEN = [[t % 4, (t + 1) % 4] for t in range(24)]
-INDICES = {
-    "one choice": ([[(5 * t) % 4] for t in range(20)], True),
-    "two choices": (EVEN, True),
-    "three choices": ([[t % 4, (t + 1) % 4, (t + 3) % 4] for t in range(10)], True),
-    "first expert empty": ([[1 + t % 3] for t in range(9)], True),
-    "middle expert empty": ([[(0, 1, 3)[t % 3]] for t in range(9)], True),
-    "last expert empty": ([[t % 3] for t in range(9)], True),
-    "all but one empty": ([[2]] * 7, True),
-    "no rows at all": ([[-1, -1]] * 5, True),
-    "some dropped": ([[t % 4, -1 if t % 3 else (t + 1) % 4] for t in range(12)], True),
-    "first choice dropped": ([[-1, t % 4] for t in range(12)], True),
-    "different numbers of choices": ([[t % 4, -1 if t % 3 else (t + 1) % 4] for t in range(12)], False),
-    "tokens without rows, no slots": ([[-1], [0], [-1], [3], [3]], False),
-    "one token": ([[3, 1]], True),
-    "no tokens": ([], True),
-    "very uneven": ([[0]] * 40 + [[1], [2], [3]], True),
-}
 indices = pytest.mark.parametrize(("choices", "regular"), INDICES.values(), ids=list(INDICES))
-
-
-def compare(kernel, operands, index):
-    dy_ND = torch.randn(index.token_N.shape[0], operands.x.shape[1])
-    expected = operands.results(reference.grouped_mlp, index, dy_ND)
-    got = operands.results(kernel, index, dy_ND)
-    for name, value in expected.items():
-        assert got[name].shape == value.shape
-        assert got[name].dtype == value.dtype
-        assert error(got[name], value) < 1e-5, name
 
 
 @indices

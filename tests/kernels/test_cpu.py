@@ -6,10 +6,7 @@ import torch
 from mixtura.kernels import cpu
 from mixtura.kernels import layout as layout_module
 from mixtura.kernels.activations import ACTIVATIONS
-from tests.kernels.cases import Operands, make_index
-
-EVEN = [[t % 4, (t + 1) % 4] for t in range(24)]
-NAMES = ("x", "weight", "up", "down", "up_bias", "down_bias")
+from tests.kernels.cases import EVEN, NAMES, Operands, make_index
 
 
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])

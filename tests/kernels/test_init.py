@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mixtura import UserError, kernels
-from mixtura.kernels import native
+from mixtura.kernels import choice, native
 from tests.kernels.cases import Operands, make_index
 
 
@@ -44,7 +44,7 @@ def test_use_holds_for_its_own_thread_only():
 
 def test_an_unknown_kernel_names_the_known_ones():
     with (
-        pytest.raises(UserError, match=r"expected a kernel among \['cpu', 'native', 'reference'\], got 'fast'"),
+        pytest.raises(UserError, match=r"expected a kernel among \['cpu', .*'triton'\], got 'fast'"),
         kernels.use("fast"),
     ):
         pass
@@ -79,3 +79,13 @@ def test_native_that_is_off_says_so_and_cannot_be_forced():
     assert described["reason"] == "native cannot run: $MIXTURA_NATIVE is off"
     with pytest.raises(UserError, match="MIXTURA_NATIVE is off"), kernels.use("native"):
         pass
+
+
+def test_describe_tells_what_a_gpu_would_get(monkeypatch):
+    monkeypatch.setattr(choice, "has_triton", lambda: True)
+    assert kernels.describe("cuda", dtype=torch.bfloat16)["kernel"] == "triton"
+    assert kernels.describe("cuda", dtype=torch.float64)["kernel"] == "cpu"
+    monkeypatch.setattr(choice, "has_triton", lambda: False)
+    assert "mixtura[gpu]" in kernels.describe("cuda")["reason"]
+    with kernels.use("grouped_mm"):
+        assert kernels.describe("cuda")["kernel"] == "grouped_mm"

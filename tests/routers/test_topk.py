@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mixtura import UserError
+from mixtura.routers import topk
 from mixtura.routers.topk import NoisyTopK, Switch, TopK
 from tests.routers.tables import with_logits
 
@@ -210,3 +211,30 @@ class TestNoisyTopK:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             routing = router(torch.randn(3, 6).bfloat16())
         assert {routing.logits_TE.dtype, routing.weight_N.dtype, routing.load_TE.dtype} == {torch.float32}
+
+
+class TestFused:
+    @pytest.mark.parametrize("options", [{}, {"order": "softmax_topk"}, {"order": "softmax_topk", "renormalize": True}])
+    def test_the_kernel_for_gpus_routes_and_teaches_alike(self, options, monkeypatch):
+        router, x = TopK(16, 12, 3, init_std=1.0, **options), torch.randn(40, 16)
+        grads = torch.randn(120), torch.randn(40, 12)
+
+        def results():
+            routing = router(x)
+            grad = torch.autograd.grad((routing.weight_N, routing.probs_TE), router.weight, grads)[0]
+            return routing.expert_N, routing.weight_N.detach(), routing.probs_TE.detach(), grad
+
+        expected = results()
+        monkeypatch.setattr(topk, "can_fuse_router", lambda logits, k: True)
+        for got, value in zip(results(), expected, strict=True):
+            torch.testing.assert_close(got, value)
+
+    def test_a_replay_decides_and_the_weights_follow_it(self, monkeypatch):
+        router, x = TopK(16, 12, 2, init_std=1.0), torch.randn(5, 16)
+        other = torch.stack([torch.randperm(12)[:2] for _ in range(5)])
+        monkeypatch.setattr(router, "decide", lambda choose, num_tokens: other)
+        expected = router(x)
+        monkeypatch.setattr(topk, "can_fuse_router", lambda logits, k: True)
+        got = router(x)
+        assert torch.equal(got.expert_N, other.flatten())
+        torch.testing.assert_close(got.weight_N, expected.weight_N)
