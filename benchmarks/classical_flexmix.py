@@ -8,6 +8,7 @@ flexmix 2.3, "flexmix-intro" (NPreg) and "mixture-regressions" (patent, after Wa
 """
 
 import argparse
+import importlib
 import io
 import subprocess
 import tarfile
@@ -25,13 +26,13 @@ PUBLISHED = {
     "patent": {"log-likelihood": -197.6753, "df": 10, "AIC": 415.3505, "BIC": 437.8355},
     "NPreg": {"log-likelihood": -642.5451, "df": 9, "AIC": 1303.09, "BIC": 1332.775},
 }
-FOLDER = "./usr/lib/R/site-library/flexmix/data"
+FOLDER = "usr/lib/R/site-library/flexmix/data"
 
 
 def frames(names: list[str]) -> dict[str, Any]:
-    """Read data frames of flexmix from Debian's package."""
-    import rdata
-
+    """Read data frames of flexmix from Debian's package, installed or downloaded."""
+    if (installed := Path("/", FOLDER)).is_dir():
+        return {name: frame((installed / f"{name}.RData").read_bytes(), name) for name in names}
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
             ["apt-get", "download", "--quiet", "r-cran-flexmix"], cwd=folder, check=True, capture_output=True
@@ -41,18 +42,24 @@ def frames(names: list[str]) -> dict[str, Any]:
         found = {}
         with tarfile.open(fileobj=io.BytesIO(files)) as archive:
             for name in names:
-                member = archive.extractfile(f"{FOLDER}/{name}.RData")
+                member = archive.extractfile(f"./{FOLDER}/{name}.RData")
                 assert member is not None
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # rdata has no constructor for R's formulas and says so
-                    found[name] = rdata.conversion.convert(rdata.parser.parse_data(member.read()))[name]
+                found[name] = frame(member.read(), name)
     return found
 
 
-def patent(frame: Any, *, n_init: int) -> tuple[MoERegressor, np.ndarray, np.ndarray]:
+def frame(content: bytes, name: str) -> Any:
+    """Read one data frame from an .RData file."""
+    rdata = importlib.import_module("rdata")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # rdata has no constructor for R's formulas and says so
+        return rdata.conversion.convert(rdata.parser.parse_data(content))[name]
+
+
+def patent(table: Any, *, n_init: int) -> tuple[MoERegressor, np.ndarray, np.ndarray]:
     """Three Poisson experts of lgRD, a softmax gate of RDS, neither penalised."""
-    X = frame[["lgRD", "RDS"]].to_numpy(dtype=float)
-    y = frame["Patents"].to_numpy(dtype=float)
+    X = table[["lgRD", "RDS"]].to_numpy(dtype=float)
+    y = table["Patents"].to_numpy(dtype=float)
     model = MoERegressor(
         3,
         expert=PoissonExpert(columns=[0]),
@@ -65,10 +72,10 @@ def patent(frame: Any, *, n_init: int) -> tuple[MoERegressor, np.ndarray, np.nda
     return model.fit(X, y), X, y
 
 
-def npreg(frame: Any, *, n_init: int) -> tuple[MoERegressor, np.ndarray, np.ndarray]:
+def npreg(table: Any, *, n_init: int) -> tuple[MoERegressor, np.ndarray, np.ndarray]:
     """Two Gaussian experts of x and its square, mixed by constant weights."""
-    X = frame[["x"]].to_numpy(dtype=float)
-    y = frame["yn"].to_numpy(dtype=float)
+    X = table[["x"]].to_numpy(dtype=float)
+    y = table["yn"].to_numpy(dtype=float)
     expert = LinearExpert(degree=2)
     model = MoERegressor(2, expert=expert, gate=ConstantGate(), n_init=n_init, tol=1e-9, max_iter=5000, random_state=0)
     return model.fit(X, y), X, y

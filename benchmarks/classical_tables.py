@@ -73,7 +73,8 @@ def main() -> None:
             scores = []
             for seed in range(options.seeds):
                 folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-                scores.append(cross_val_score(make_pipeline(StandardScaler(), make(seed)), X, y, cv=folds).mean())
+                model = make_pipeline(StandardScaler(), make(seed))
+                scores.append(cross_val_score(model, X, y, cv=folds, scoring="accuracy").mean())
             ours[name].append(round(float(mean(scores)), 4))
         seconds[name] = round(time.perf_counter() - begin, 1)
     print(f"{'':30s}" + "".join(f"{name:>15s}" for name in SETS))

@@ -125,7 +125,10 @@ class Mixture(BaseEstimator, ABC):
         return responsibilities(self._log_joint(X, y))[1]
 
     def aic(self, X: Any, y: Any, *, sample_weight: Any = None) -> float:
-        """Give Akaike's criterion, -2 log-likelihood + 2 parameters; lower is better."""
+        """Give Akaike's criterion, -2 log-likelihood + 2 parameters; lower is better.
+
+        The likelihood is the one that EM maximises: of y given X, and of X too where the gate models it.
+        """
         return 2.0 * self.n_parameters_ - 2.0 * self._log_likelihood(X, y, sample_weight)[0]
 
     def bic(self, X: Any, y: Any, *, sample_weight: Any = None) -> float:
@@ -144,7 +147,9 @@ class Mixture(BaseEstimator, ABC):
         return self.bic(X, y, sample_weight=sample_weight) + 2.0 * float(weight @ entropy)
 
     def _log_likelihood(self, X: Any, y: Any, sample_weight: Any) -> tuple[float, float]:
-        density = self.log_density(X, y)
+        checked = self._checked(X)
+        log_joint = self.experts_.log_density(checked, self._target(y)) + self.gate_.log_score(checked)
+        density = responsibilities(log_joint)[1]
         weight = np.ones(len(density)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
         return float(weight @ density), float(weight.sum())
 

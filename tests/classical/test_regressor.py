@@ -140,7 +140,7 @@ def test_weights_equal_repetition():
     )
 
 
-@pytest.mark.filterwarnings("ignore:.*re-seeded")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_annealing_escapes_poor_divisions():
     rng = np.random.default_rng(1)
     X = rng.uniform(0, 6, size=(400, 1))

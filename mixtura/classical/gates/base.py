@@ -19,6 +19,10 @@ class FittedGate(ABC):
     def log_proba(self, X: Array) -> Array:
         """Give the log-probability of every expert at every row, shape (n_samples, n_experts)."""
 
+    def log_score(self, X: Array) -> Array:
+        """Give the gate's part of the log-likelihood, which is more than `log_proba` if the gate models X too."""
+        return self.log_proba(X)
+
 
 class GateTrainer(ABC):
     """A gate bound to training data: what can be prepared once for all EM iterations is prepared here."""

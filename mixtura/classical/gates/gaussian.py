@@ -51,6 +51,10 @@ class GaussianFitted(FittedGate):
             out[k] = self.log_weight[k] - np.log(np.diag(factor)).sum() - 0.5 * (white**2).sum(axis=0)
         return out.T - (np.log(self.scale).sum() + 0.5 * len(self.scale) * LOG_2PI)
 
+    def log_score(self, X: Array) -> Array:
+        """Give the joint log-density: EM's likelihood is that of X and y together."""
+        return self.log_joint(X)
+
     def log_proba(self, X: Array) -> Array:
         """Give `log p(k | x)`, shape (n_samples, n_experts)."""
         return log_softmax(self.log_joint(X))

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from scipy.optimize import minimize
+from scipy.special import gammaln
 from sklearn.linear_model import GammaRegressor, PoissonRegressor
 
-from mixtura.classical import GammaExpert, MoERegressor, PoissonExpert
+from mixtura.classical import GammaExpert, MoERegressor, PoissonExpert, SoftmaxGate
 from mixtura.classical.experts.glm import gamma_shape
 from mixtura.errors import UserError
 from tests.classical.samples import log_linear
@@ -37,6 +39,26 @@ def test_one_expert_is_the_regression_of_scikit_learn(ridge):
     np.testing.assert_allclose(
         gamma.experts_.coef[0], GammaRegressor(alpha=0.0, tol=1e-10).fit(X, positive).coef_, atol=1e-5
     )
+
+
+def test_em_ends_where_a_general_optimiser_ends():
+    X, mean, rng = log_linear(200)
+    y = rng.poisson(mean).astype(float)
+    gate = SoftmaxGate(ridge=0.0)
+    model = MoERegressor(2, expert="poisson", gate=gate, random_state=0, tol=1e-12, max_iter=5000).fit(X, y)
+
+    def loss(free):
+        log_mean = free[:2] + X * free[2:4]
+        score = free[4] + free[5] * X[:, 0]
+        log_gate = -np.logaddexp(0, np.stack([-score, score], axis=1))
+        density = log_gate + y[:, None] * log_mean - np.exp(log_mean) - gammaln(y + 1)[:, None]
+        return -np.logaddexp(density[:, 0], density[:, 1]).sum()
+
+    slope = model.gate_.coef[0] - model.gate_.coef[1]
+    constant = model.gate_.intercept[0] - model.gate_.intercept[1]
+    ours = np.concatenate([model.experts_.intercept, model.experts_.coef[:, 0], [constant], slope])
+    assert loss(ours) == pytest.approx(-model.log_likelihood_, rel=1e-10)
+    assert minimize(loss, ours, method="BFGS").fun > -model.log_likelihood_ - 1e-4
 
 
 def test_an_offset_is_an_exposure():

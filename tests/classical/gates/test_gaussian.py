@@ -37,6 +37,13 @@ def test_the_joint_density_is_that_of_scipy():
         np.testing.assert_allclose(gate.log_joint(X)[:, k], expected)
 
 
+def test_criteria_are_of_the_likelihood_that_em_maximises():
+    X, y, _ = blobs(200)
+    model = MoERegressor(2, gate="gaussian", random_state=0).fit(X, y)
+    assert model.aic(X, y) == pytest.approx(2 * model.n_parameters_ - 2 * model.log_likelihood_)
+    assert model.log_density(X, y).sum() > model.log_likelihood_ + 100
+
+
 def test_parameters_are_counted():
     data = Data(X=np.random.default_rng(0).normal(size=(30, 3)), y=np.zeros((30, 1)), sample_weight=np.ones(30))
     counts = {}
