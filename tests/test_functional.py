@@ -74,9 +74,10 @@ def test_an_ensemble_by_vmap():
         torch.testing.assert_close(value, torch.stack([one[name] for one in each]), msg=name)
 
 
-def test_a_second_derivative_is_refused_in_one_clear_line():
+@pytest.mark.parametrize("task", [torch.sum, lambda y: y.square().sum()], ids=["linear", "square"])
+def test_a_second_derivative_is_refused_in_one_clear_line(task):
     layer, x = make(), torch.randn(5, 8, requires_grad=True)
-    (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    (first,) = torch.autograd.grad(task(layer(x)), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
 

@@ -101,8 +101,15 @@ class _GroupedMLP(torch.autograd.Function):
         return y_ND
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy_ND: Tensor) -> tuple[Tensor | None, ...]:
+        # Torch refuses a second derivative only where dy depends on something; what was saved always may.
+        if torch.is_grad_enabled() and not dy_ND.requires_grad:
+            dy_ND = dy_ND.detach().requires_grad_()
+        return _GroupedMLP.differentiate(ctx, dy_ND)
+
+    @staticmethod
+    @once_differentiable
+    def differentiate(ctx: Any, dy_ND: Tensor) -> tuple[Tensor | None, ...]:
         x_TD, weight_N, up, down, up_bias, down_bias, keep_NF, z = ctx.saved_tensors
         found = _backward(
             dy_ND,
