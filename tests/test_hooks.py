@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mixtura import UserError
-from mixtura.hooks import announce, is_recomputing, replayed, replaying, tap
+from mixtura.hooks import announce, is_recomputing, layer_names, once_per_forward, replayed, replaying, tap
 from tests.routings import make_routing
 
 
@@ -55,3 +55,24 @@ def test_replays_serve_forwards_in_order_and_the_innermost_wins():
         with pytest.raises(UserError, match="expected a log of at least 3 forwards of this layer, got 2"):
             replayed(router)
     assert replayed(router) is None
+
+
+def test_names_do_not_show_the_compiler():
+    inner = nn.Sequential(nn.ReLU(), torch.compile(nn.Linear(2, 2), backend="eager"))
+    expected = {"", "0", "1"}
+    assert set(layer_names(inner).values()) == expected
+    assert set(layer_names(torch.compile(inner, backend="eager")).values()) == expected
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_buffers_change_once_where_a_forward_is_repeated(compiled):
+    norm = nn.BatchNorm1d(2)
+
+    def block(x):
+        once_per_forward(norm, lambda: norm.num_batches_tracked.add_(1))
+        return x.sin()
+
+    run = torch.compile(block, backend="eager", fullgraph=True) if compiled else block
+    for number in (1, 2):
+        checkpoint(run, torch.ones(2, requires_grad=True), use_reentrant=False).sum().backward()
+        assert norm.num_batches_tracked == number

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mixtura.kernels import ops
 from mixtura.kernels.activations import ACTIVATIONS, StackedMLP
 from mixtura.kernels.layout import Layout
-from mixtura.kernels.ops import Gradients, Wanted
+from mixtura.kernels.ops import Gradients, Wanted, first_derivative_only
 from mixtura.kernels.rows import RowIndex, is_traced
 
 
@@ -108,7 +107,7 @@ class _GroupedMLP(torch.autograd.Function):
         return y_ND
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, dy_ND: Tensor) -> tuple[Tensor | None, ...]:
         x_TD, weight_N, up, down, up_bias, down_bias, keep_NF, z = ctx.saved_tensors
         found = _backward(

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mixtura.errors import UserError
 from mixtura.kernels import ops
 from mixtura.kernels.activations import StackedMLP
-from mixtura.kernels.ops import Gradients, Wanted
+from mixtura.kernels.ops import Gradients, Wanted, first_derivative_only
 from mixtura.kernels.rows import RowIndex, sum_rows
 
 ACTIVATION_CODES = {"relu": 0, "gelu": 1, "silu": 2, "swiglu": 3, "geglu": 4}
@@ -232,7 +231,7 @@ class _GroupedMLP(torch.autograd.Function):
         ctx.index, ctx.activation = index, activation
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, dy_ND: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if dy_ND is None:
             return (None,) * 9

@@ -6,13 +6,14 @@ order of the rows, the same for every kernel. Plain eager calls do not come here
 microseconds.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from mixtura.errors import UserError
 from mixtura.kernels.activations import StackedMLP
 from mixtura.kernels.rows import Function, RowIndex
 
@@ -153,6 +154,50 @@ def call(
     return y_ND
 
 
+class _Refuse(Function):
+    """Its input unchanged; whoever differentiates it is told that there is no second derivative."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        gradient: Tensor = inputs[0]
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _: Tensor) -> None:
+        del ctx, inputs
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        del ctx
+        raise UserError(
+            "expected first derivatives of the experts, got a second one; eager calls have it inside "
+            'mixtura.kernels.use("reference")'
+        )
+
+
+def first_derivative_only(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., Any]:
+    """Make a backward pass that is no graph refuse to be differentiated, for torch.func too.
+
+    Torch's `once_differentiable` refuses only where the gradient that comes in depends on something, and never inside
+    torch.func: what depends on the saved tensors is then silently left out.
+
+    Example:
+        >>> callable(first_derivative_only(lambda ctx, grad: (grad,)))
+        True
+    """
+
+    @functools.wraps(backward)
+    def guarded(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            found = backward(ctx, *grads)
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return found
+        sources = [t for t in (*grads, *ctx.saved_tensors) if isinstance(t, Tensor) and t.is_floating_point()]
+        return tuple(None if gradient is None else _Refuse.call(gradient, *sources) for gradient in found)
+
+    return guarded
+
+
 class _GroupedMLP(Function):
     """An op with an autograd formula of its own cannot be transformed by torch.func; a function around two ops can."""
 
@@ -168,7 +213,7 @@ class _GroupedMLP(Function):
         ctx.save_for_backward(*tensors, output[1])
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, dy_ND: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         wanted = list(ctx.needs_input_grad[:6])
         found = torch.ops.mixtura.grouped_mlp_backward(

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd.function import once_differentiable
 
 
 class RowIndex(NamedTuple):
@@ -50,7 +49,7 @@ class RowIndex(NamedTuple):
 
 
 def sum_rows(y_ND: Tensor, index: RowIndex, slot_TK: Tensor | None = None) -> Tensor:
-    """Add each token's rows: (N, D) -> (T, D); tokens without a row get zeros. Not differentiable by itself.
+    """Add each token's rows: (N, D) -> (T, D); tokens without a row get zeros.
 
     `slot_TK` replaces the index's own slots where the rows lie in another layout (padded to a common count).
 
@@ -158,7 +157,6 @@ class _Gather(Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
         token_N, counts_E, slot_TK = ctx.saved_tensors
         return sum_rows(grad_ND, RowIndex(token_N, counts_E, slot_TK, ctx.num_tokens, ctx.dropless)), *(None,) * 5
@@ -175,7 +173,6 @@ class _Combine(Function):
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor | None, ...]:
         (token_N,) = ctx.saved_tensors
         return grad_TD.index_select(0, token_N), *(None,) * 5
