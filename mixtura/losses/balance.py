@@ -248,7 +248,7 @@ def switch_gate(routing: Routing) -> Tensor:
         >>> switch_gate(Routing.from_choices(expert, p[:, :1], logits_TE=p, probs_TE=p, partial=True)).item()
         2.0
     """
-    kept_E = routing.route_counts()
+    kept_E = routing.route_counts().to(routing.probs_TE.dtype)
     V = kept_E.sum().clamp(min=1)
     probs_TE = routing.probs_TE
     if routing.mask_T is not None:

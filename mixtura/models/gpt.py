@@ -252,6 +252,8 @@ class GPT(nn.Module):
 
         After `to_empty`, which leaves neither values nor ties: build on the device "meta", `to_empty`, then this.
         """
+        if self.config.tie_weights:
+            self.head.weight = self.embedding.weight  # `to_empty` parts what shares memory
         for module in self.modules():
             reset = getattr(module, "reset_parameters", None)
             if module is not self and callable(reset):
