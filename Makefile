@@ -43,7 +43,7 @@ lint: .venv/dev
 	$(RUN) -m mypy
 
 test: lint .venv/native
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto
 
 format: .venv/dev
 	$(RUN) -m ruff check --fix .
