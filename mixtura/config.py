@@ -134,7 +134,9 @@ class MoEConfig:
             options["k"] = self.k
         router = kind(self.dim, self.num_experts, **options)
         if self.k is not None and router.k != self.k:
-            raise UserError(f"expected k={router.k} with router={self.router or 'topk'!r}, got k={self.k}; leave k out")
+            raise UserError(
+                f"expected k={router.k} with router={self.router or 'topk'!r}, got k={self.k}; give that or leave k out"
+            )
         return router
 
 

@@ -4,6 +4,7 @@ Every policy is a filter of the list of assignments. No shape here depends on a 
 and torch.compile sees one graph.
 """
 
+import warnings
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
@@ -76,21 +77,29 @@ class Capacity:
         return f"Capacity({', '.join(f'{name}={value}' for name, value in changed.items())})"
 
     def rows(self, num_assignments: int, *, num_experts: int) -> int | None:
-        """Rows that one expert accepts of N assignments; None: all."""
-        if self.fixed is not None:
-            return self.fixed
-        if self.factor is None:
-            return self.maximum
-        # N assignments with one choice each are T tokens with K; this also holds where K differs from token to token.
-        return expert_capacity(
-            num_assignments,
-            num_experts=num_experts,
-            k=1,
-            factor=self.factor,
-            multiple_of=self.multiple_of,
-            minimum=self.minimum,
-            maximum=self.maximum,
-        )
+        """Rows that one expert accepts of N assignments; None: all.
+
+        Warns where all experts together accept less than a twentieth of them: hardly a layer that can learn.
+        """
+        rows = self.fixed or self.maximum
+        if self.factor is not None:
+            # N assignments with one choice each are T tokens with K; also where K differs from token to token.
+            rows = expert_capacity(
+                num_assignments,
+                num_experts=num_experts,
+                k=1,
+                factor=self.factor,
+                multiple_of=self.multiple_of,
+                minimum=self.minimum,
+                maximum=self.maximum,
+            )
+        if rows is not None and not torch.compiler.is_compiling() and 20 * rows * num_experts < num_assignments:
+            warnings.warn(
+                f"expected a capacity for most assignments, got {self}: {num_experts} experts with {rows} rows each "
+                f"keep at most {rows * num_experts} of {num_assignments}",
+                stacklevel=2,
+            )
+        return rows
 
 
 def dispatch(

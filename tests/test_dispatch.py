@@ -56,6 +56,15 @@ class TestExpertCapacity:
         assert got == max(rounded, 1)
 
 
+class TestFewRows:
+    def test_a_capacity_for_nearly_nothing_is_warned_about(self):
+        with pytest.warns(UserWarning, match=r"Capacity\(fixed=2\): 4 experts with 2 rows each keep at most 8 of 200"):
+            assert Capacity(fixed=2).rows(200, num_experts=4) == 2
+
+    def test_a_twentieth_is_enough(self):
+        assert Capacity(fixed=2).rows(160, num_experts=4) == 2
+
+
 class TestCapacity:
     """The value: 20 assignments over 4 experts have an even share of 5."""
 
@@ -89,7 +98,7 @@ class TestCapacity:
         assert send(routing, capacity=tight).counts_E.tolist() == [2, 1]
 
     def test_fixed_does_not_follow_the_batch(self):
-        assert {Capacity(fixed=7).rows(n, num_experts=4) for n in (1, 20, 4000)} == {7}
+        assert {Capacity(fixed=7).rows(n, num_experts=4) for n in (1, 20, 400)} == {7}
 
     def test_training_and_evaluation_have_different_ones(self):
         layer = mx.MoE(

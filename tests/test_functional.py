@@ -93,9 +93,9 @@ def test_an_ensemble_by_vmap():
 def test_a_second_derivative_is_refused_in_one_clear_line(task):
     layer, x = make(), torch.randn(5, 8, requires_grad=True)
     (first,) = torch.autograd.grad(task(layer(x)), x, create_graph=True)
-    with pytest.raises(mx.UserError, match="expected first derivatives of the experts"):
+    with pytest.raises(mx.UserError, match="expected first derivatives of a kernel"):
         first.sum().backward()
-    with pytest.raises(mx.UserError, match="expected first derivatives of the experts"):
+    with pytest.raises(mx.UserError, match="expected first derivatives of a kernel"):
         grad(lambda x: grad(lambda x: task(layer(x)))(x).square().sum())(x.detach())
 
 

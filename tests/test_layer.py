@@ -306,7 +306,7 @@ class TestErrors:
         [
             ({"k": 5}, "expected 1 <= k <= num_experts, got k=5 with num_experts=4; choose a smaller k"),
             ({"router": "best"}, r"expected a router among \[.*'noisy_topk', .*\], got 'best'"),
-            ({"router": "switch"}, "expected k=1 with router='switch', got k=2; leave k out"),
+            ({"router": "switch"}, "expected k=1 with router='switch', got k=2; give that or leave k out"),
             ({"capacity_factor": 0.0}, "expected capacity_factor above 0, or None for dropless, got 0.0"),
             ({"policy": "random"}, "expected a policy among drop, priority.*, got 'random'"),
             ({"shared_gate": "sigmoid"}, "beside a shared module, got 'sigmoid' with shared=None"),

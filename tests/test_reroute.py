@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mixtura as mx
 from mixtura.dispatch import dispatch, reroute
 from tests.contracts.loop import serve
 from tests.routings import make_routing
@@ -141,7 +142,7 @@ def test_any_routing(routing, capacity):
         assert len(has) == asked.count(t) or not free  # nothing is lost while a usable row is free
     if routing.mask_T is None and routing.num_tokens:
         factor = capacity * routing.num_experts / max(len(asked), 1)
-        expected = serve(routing, factor=factor, policy="reroute") if asked else []
+        expected = serve(routing, capacity=mx.Capacity(factor=factor), policy="reroute") if asked else []
         assert sorted(after) == sorted((int(routing.token_N[n]), e) for n, e in expected)
 
 

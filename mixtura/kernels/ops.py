@@ -170,7 +170,7 @@ class _Refuse(Function):
     def backward(ctx: Any, *_: Tensor) -> Any:
         del ctx
         raise UserError(
-            "expected first derivatives of the experts, got a second one; eager calls have it inside "
+            "expected first derivatives of a kernel, got a second one; eager calls have it inside "
             'mixtura.kernels.use("reference")'
         )
 

@@ -19,6 +19,7 @@ from mixtura.experts import MLP
 from mixtura.layer import MoE
 from mixtura.losses.balance import LOSSES
 from mixtura.losses.parameters import PARAMETER_LOSSES
+from mixtura.models.fused import RMSNorm, causal_attention, linear_cross_entropy, normalise_and_turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,16 +137,18 @@ class KVCache:
         return self.keys[block, :, :, :end], self.values[block, :, :, :end]
 
 
-def _rotary_tables(context: int, width: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
+def rotary_tables(context: int, width: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (L, d / 2) of the angles by which each place turns the pairs of a head of width d.
+
+    Source: Su et al. 2021, section 3.4.2.
+
+    Example:
+        >>> rotary_tables(3, 4)[1].tolist()[0]
+        [0.0, 0.0]
+    """
     frequency = base ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
     angle_Ld = torch.outer(torch.arange(context, dtype=torch.float32), frequency)
     return angle_Ld.cos(), angle_Ld.sin()
-
-
-def _rotate(x: Tensor, cos_Ld: Tensor, sin_Ld: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al. 2021) on (B, H, L, d), in pairs of the two halves."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos_Ld - b * sin_Ld, a * sin_Ld + b * cos_Ld], dim=-1)
 
 
 class Attention(nn.Module):
@@ -168,19 +171,20 @@ class Attention(nn.Module):
         """(B, L, D) -> (B, L, D); with a cache, L new tokens behind those already in it."""
         B, L, D = x_BLD.shape
         H, d = self.heads, D // self.heads
-        qkv = self.qkv(x_BLD).view(B, L, 3 * H, d).transpose(1, 2)
-        # Queries and keys are normalised and rotated together, and split rather than sliced: the gradient of a slice
-        # is a whole tensor of zeros around it.
-        qk, v = qkv.split([2 * H, H], dim=1)
-        q, k = _rotate(F.rms_norm(qk, (d,)), *rotary).to(qkv.dtype).chunk(2, dim=1)
-        is_causal = cache is None or L > 1
-        if cache is not None:
-            if L > 1 and cache.length:
-                raise UserError(f"expected one token at a time behind a filled cache, got {L}")
-            k, v = cache.extend(block, k, v)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
-        mixed: Tensor = self.out(y.transpose(1, 2).reshape(B, L, D))
+        qkv = self.qkv(x_BLD).view(B, L, 3 * H, d)
+        y_BLHd = causal_attention(qkv, *rotary) if cache is None else self._continue(qkv, rotary, cache, block)
+        mixed: Tensor = self.out(y_BLHd.reshape(B, L, D))
         return mixed
+
+    def _continue(self, qkv: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache, block: int) -> Tensor:
+        """The attention of new tokens to those in the cache and themselves: (B, L, 3H, d) -> (B, L, H, d)."""
+        L, H = qkv.shape[1], self.heads
+        if L > 1 and cache.length:
+            raise UserError(f"expected one token at a time behind a filled cache, got {L}")
+        qk, v = qkv.split([2 * H, H], dim=2)
+        q, k = normalise_and_turn(qk, *rotary).to(qk.dtype).transpose(1, 2).chunk(2, dim=1)
+        k, v = cache.extend(block, k, v.transpose(1, 2))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=L > 1).transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -194,9 +198,9 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, number: int) -> None:
         super().__init__()
         self.number = number
-        self.attention_norm = nn.RMSNorm(config.dim)
+        self.attention_norm = RMSNorm(config.dim)
         self.attention = Attention(config)
-        self.feed_forward_norm = nn.RMSNorm(config.dim)
+        self.feed_forward_norm = RMSNorm(config.dim)
         self.feed_forward: nn.Module = (
             config.moe().build()
             if config.is_moe(number)
@@ -243,7 +247,7 @@ class GPT(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config, number) for number in range(config.layers))
         _warn_of_the_future(self.blocks)
-        self.norm = nn.RMSNorm(config.dim)
+        self.norm = RMSNorm(config.dim)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         self._initialise()
 
@@ -263,7 +267,7 @@ class GPT(nn.Module):
     def _initialise(self) -> None:
         """What the parts do not know of one another."""
         device = self.embedding.weight.device
-        cos, sin = _rotary_tables(self.config.context, self.config.dim // self.config.heads)
+        cos, sin = rotary_tables(self.config.context, self.config.dim // self.config.heads)
         self.register_buffer("cos", cos.to(device), persistent=False)
         self.register_buffer("sin", sin.to(device), persistent=False)
         nn.init.normal_(self.embedding.weight, std=0.02)
@@ -275,8 +279,11 @@ class GPT(nn.Module):
         if self.config.tie_weights:
             self.head.weight = self.embedding.weight
 
-    def forward(self, ids_BL: Tensor, *, cache: KVCache | None = None) -> Tensor:
-        """Token ids (B, L) to logits (B, L, V); with a cache, the tokens continue those in it."""
+    def forward(self, ids_BL: Tensor, *, targets_BL: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Token ids (B, L) to logits (B, L, V); with a cache, the tokens continue those in it.
+
+        With the tokens that follow, int64 (B, L): their mean nats instead, for which no one holds all logits at once.
+        """
         start, length = (0 if cache is None else cache.length), ids_BL.shape[1]
         if start + length > self.config.context:
             raise UserError(f"expected at most {self.config.context} tokens (context), got {start + length}")
@@ -290,7 +297,10 @@ class GPT(nn.Module):
                 x_BLD = block(x_BLD, ids_BL, rotary=rotary, cache=cache)
         if cache is not None:
             cache.length += length
-        logits_BLV: Tensor = self.head(self.norm(x_BLD))
+        x_BLD = self.norm(x_BLD)
+        if targets_BL is not None:
+            return linear_cross_entropy(x_BLD.flatten(0, 1), self.head.weight, targets_BL.flatten())
+        logits_BLV: Tensor = self.head(x_BLD)
         return logits_BLV
 
 

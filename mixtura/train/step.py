@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  # torch's own customary name
 
 from mixtura.losses.apply import collect_losses
 from mixtura.models.gpt import GPT
@@ -60,8 +59,7 @@ def train_step(
             batch = next(batches)
             inputs_BL, targets_BL = batch.inputs_BL.to(device), batch.targets_BL.to(device)
             with autocast(config, device), collect_losses(model) as losses:
-                logits_BLV = model(inputs_BL)
-            loss = F.cross_entropy(logits_BLV.flatten(0, 1).float(), targets_BL.flatten())
+                loss = model(inputs_BL, targets_BL=targets_BL)
             total = loss + losses.total().to(device)
             (total / config.accumulate).backward()
             tokens += targets_BL.numel()
@@ -105,8 +103,7 @@ def evaluate(model: GPT, corpus: Corpus, *, config: TrainConfig, bytes_V: Tensor
         ):
             targets_BL = batch.targets_BL.to(device)
             with autocast(config, device):
-                logits_BLV = model(batch.inputs_BL.to(device))
-            nats += F.cross_entropy(logits_BLV.flatten(0, 1).float(), targets_BL.flatten(), reduction="sum")
+                nats += model(batch.inputs_BL.to(device), targets_BL=targets_BL) * targets_BL.numel()
             num_bytes += bytes_V[targets_BL].sum()
         result[domain] = (nats / num_bytes).item()
     model.train(was_training)

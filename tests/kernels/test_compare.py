@@ -160,5 +160,5 @@ def test_double_backward_is_refused_and_not_wrong(kernel):
     index = make_index(EVEN, num_experts=4)
     operands = Operands.random(index, activation="silu", bias=False)
     (dx,) = torch.autograd.grad(operands.run(kernel, index).square().sum(), operands.x, create_graph=True)
-    with pytest.raises(UserError, match="expected first derivatives of the experts"):
+    with pytest.raises(UserError, match="expected first derivatives of a kernel"):
         dx.sum().backward()

@@ -140,7 +140,7 @@ def test_a_second_derivative_is_refused():
     operands = Operands.random(index, activation="relu", bias=False)
     for kernel in (called("cpu"), kernels.grouped_mlp):
         (grad,) = torch.autograd.grad(operands.run(kernel, index).square().sum(), operands.x, create_graph=True)
-        with pytest.raises(UserError, match="expected first derivatives of the experts"):
+        with pytest.raises(UserError, match="expected first derivatives of a kernel"):
             grad.sum().backward()
 
 

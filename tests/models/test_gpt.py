@@ -8,7 +8,7 @@ from torch import nn
 
 import mixtura as mx
 from mixtura import UserError
-from mixtura.models.gpt import GPT, GPTConfig, KVCache, _rotary_tables, _rotate
+from mixtura.models.gpt import GPT, GPTConfig, KVCache
 
 TINY = GPTConfig(vocab_size=11, context=12, dim=16, layers=2, heads=2, hidden=24, num_experts=4)
 
@@ -116,31 +116,6 @@ class TestCache:
         model(tokens(1, 12), cache=cache)
         with pytest.raises(UserError, match=r"expected at most 12 tokens \(context\), got 13"):
             model(tokens(1, 1), cache=cache)
-
-
-class TestRotary:
-    def test_scores_depend_on_the_distance_alone(self):
-        cos, sin = _rotary_tables(30, 8)
-        q, k = torch.randn(8), torch.randn(8)
-
-        def score(i, j):
-            return (
-                _rotate(q.view(1, 1, 1, 8), cos[i], sin[i]).flatten()
-                @ _rotate(k.view(1, 1, 1, 8), cos[j], sin[j]).flatten()
-            )
-
-        for distance in (0, 1, 7):
-            first = score(distance, 0)
-            for j in (3, 10, 22):
-                torch.testing.assert_close(score(j + distance, j), first, rtol=1e-4, atol=1e-4)
-        assert (score(7, 0) - score(1, 0)).abs() > 1e-3
-
-    def test_rotation_keeps_lengths_and_position_zero_is_left_alone(self):
-        cos, sin = _rotary_tables(9, 6)
-        x = torch.randn(2, 3, 9, 6)
-        rotated = _rotate(x, cos, sin)
-        torch.testing.assert_close(rotated.norm(dim=-1), x.norm(dim=-1))
-        torch.testing.assert_close(rotated[:, :, 0], x[:, :, 0])
 
 
 class TestStructure:

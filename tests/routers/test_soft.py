@@ -94,5 +94,5 @@ def test_errors():
         Soft(6, 4, slots_per_expert=0)
     with pytest.raises(UserError, match="expected num_experts of at least 1, got 0"):
         Soft(6, 0)
-    with pytest.raises(UserError, match="expected k=4 with router='soft', got k=2; leave k out"):
+    with pytest.raises(UserError, match="expected k=4 with router='soft', got k=2; give that or leave k out"):
         mx.MoEConfig(dim=6, hidden=8, num_experts=4, k=2, router="soft").build()

@@ -111,17 +111,19 @@ thread_local Arena arena;
 // Hidden values of one chunk of experts: about what the last cache holds.
 constexpr int64_t CHUNK_BYTES = 24 << 20;
 
+template <class Run>
 struct Work {
-  const MixturaProblem& problem;
   const Variant& variant;
-  const std::vector<Task>& tasks;
+  const size_t tasks;
+  const Run& run;
   std::atomic<size_t> next{0};
 };
 
+template <class Run>
 void work_off(void* argument) {
-  Work& work = *static_cast<Work*>(argument);
+  Work<Run>& work = *static_cast<Work<Run>*>(argument);
   float* memory = scratch.get(work.variant.scratch_words);
-  for (size_t i; (i = work.next.fetch_add(1)) < work.tasks.size();) work.variant.run(work.problem, work.tasks[i], memory);
+  for (size_t i; (i = work.next.fetch_add(1)) < work.tasks;) work.run(i, memory);
 }
 
 // Torch has loaded an OpenMP library for everybody to see; a second one would fight with it over the cores.
@@ -131,13 +133,19 @@ Parallel parallel() {
   return found;
 }
 
-void run(const MixturaProblem& p, const Variant& v, const std::vector<Task>& tasks) {
-  Work work{p, v, tasks};
-  const size_t threads = std::min<size_t>(p.threads, tasks.size());
+// Hands out the numbers of the tasks; run(i, scratch) does one.
+template <class Run>
+void run_tasks(const Variant& v, size_t tasks, int32_t most_threads, const Run& run) {
+  Work<Run> work{v, tasks, run};
+  const size_t threads = std::min<size_t>(most_threads, tasks);
   if (threads > 1 && parallel())
-    parallel()(work_off, &work, unsigned(threads), 0);
+    parallel()(work_off<Run>, &work, unsigned(threads), 0);
   else
-    work_off(&work);
+    work_off<Run>(&work);
+}
+
+void run(const MixturaProblem& p, const Variant& v, const std::vector<Task>& tasks) {
+  run_tasks(v, tasks.size(), p.threads, [&](size_t i, float* memory) { v.run(p, tasks[i], memory); });
 }
 
 int64_t element(const MixturaProblem& p) { return p.dtype == MIXTURA_F32 ? 4 : 2; }
@@ -213,6 +221,21 @@ int mixtura_backward(const MixturaProblem* problem, const char* name) {
   }
   if (p.dx) run(p, *v, backward_tokens(p, *v));
   arena.shrink();
+  return 0;
+}
+
+// 0: done. 1: no such variant. 2: larger than a thread's scratch. 3: a target outside the vocabulary; nothing was done.
+int mixtura_dense(const MixturaDense* problem, const char* name) {
+  const Variant* v = find(name);
+  const MixturaDense& p = *problem;
+  if (!v) return 1;
+  if (v->dense_scratch(p) > v->scratch_words) return 2;
+  if (p.kind == MIXTURA_CROSS_ENTROPY)
+    for (int64_t r = 0; r < p.length; r++)
+      if (p.target[r] < 0 || p.target[r] >= p.width) return 3;
+  const bool by_head = p.kind == MIXTURA_ATTEND || p.kind == MIXTURA_ATTEND_GRAD;
+  const int64_t tasks = by_head ? p.batch * p.heads : (p.length + ROWS_OF_DENSE_TASKS - 1) / ROWS_OF_DENSE_TASKS;
+  run_tasks(*v, size_t(tasks), p.threads, [&](size_t i, float* memory) { v->run_dense(p, int64_t(i), memory); });
   return 0;
 }
 

@@ -6,6 +6,8 @@
 #pragma once
 #include <stdint.h>
 
+#include "dense.h"
+
 extern "C" {
 
 enum { MIXTURA_F32 = 0, MIXTURA_BF16 = 1 };
@@ -65,4 +67,6 @@ struct Variant {
   int64_t scratch_words;                         // 32-bit words that `run` wants as scratch, on 64 bytes
   int64_t (*columns)(int64_t depth, int dtype);  // columns of one task for products over `depth`
   void (*run)(const MixturaProblem& problem, const Task& task, float* scratch);
+  int64_t (*dense_scratch)(const MixturaDense& problem);
+  void (*run_dense)(const MixturaDense& problem, int64_t task, float* scratch);
 };

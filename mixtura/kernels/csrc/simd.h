@@ -44,7 +44,7 @@ struct Bf16 {
 
 #define MIXTURA_INLINE static inline __attribute__((always_inline))
 
-MIXTURA_INLINE V splat(float value) { return V{} + value; }
+MIXTURA_INLINE V splat(float value) { return value - V{}; }  // not V{} + value, which is another number for -0
 MIXTURA_INLINE V choose(I mask, V yes, V no) { return (V)(((I)yes & mask) | ((I)no & ~mask)); }
 MIXTURA_INLINE V widen(H bits) { return (V)(__builtin_convertvector(bits, U) << 16); }
 
@@ -115,10 +115,14 @@ MIXTURA_INLINE float to_float(Bf16 value) {
   return result;
 }
 
-MIXTURA_INLINE float sum(V value) {  // in a fixed order
-  float total = 0;
-  for (int i = 0; i < W; i++) total += value[i];
-  return total;
+MIXTURA_INLINE float sum(V value) {  // in a fixed order, by halves
+  float part[W];
+  store(part, value);
+#pragma GCC unroll 4
+  for (int half = W / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; i++) part[i] += part[i + half];
+  return part[0];
 }
 
 // How elements become the 32-bit words that products are made of: fp32 as it is; bf16 two along the depth in one word

@@ -1,4 +1,5 @@
 // One set of machine instructions: compiled once for each, with -DMIXTURA_VARIANT=name and the compiler's flags for it.
+#include "dense_tasks.h"
 #include "tasks.h"
 
 namespace MIXTURA_VARIANT {
@@ -52,6 +53,6 @@ static int64_t columns(int64_t depth, int dtype) {
 }
 
 extern const Variant variant;
-const Variant variant = {MIXTURA_NAME, MR, NR, B_WORDS + A_WORDS + C_WORDS, columns, run};
+const Variant variant = {MIXTURA_NAME, MR, NR, B_WORDS + A_WORDS + C_WORDS, columns, run, dense_scratch, run_dense};
 
 }  // namespace MIXTURA_VARIANT
