@@ -10,8 +10,7 @@ Example:
     'Causal'
 """
 
-from mixtura.hub.checkpoint import convert, load, save
+from mixtura.hub.checkpoint import convert, load, save, write_probe
 from mixtura.hub.plugin import register
-from mixtura.hub.probe import write_probe
 
 __all__ = ["convert", "load", "register", "save", "write_probe"]

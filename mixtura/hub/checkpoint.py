@@ -75,7 +75,7 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str = "c
         if isinstance(module, SigmoidBias):
             module.pending_counts.zero_()  # no tensor of a checkpoint
     if check:
-        probe.check(path, lambda ids: model(ids.to(device)), dtype=dtype)
+        probe.check(path, lambda ids: model(ids.to(device)), dtype=dtype, tensors=_targets(model))
     return model
 
 
@@ -154,10 +154,41 @@ def save(
     config.save_pretrained(folder)
     device, mode = model.embedding.weight.device, model.training
     model.eval()
-    found = probe.take(lambda ids: model(ids.to(device)), vocab_size=ours.vocab_size, context=ours.context)
+    found = probe.take(
+        lambda ids: model(ids.to(device)), vocab_size=ours.vocab_size, context=ours.context, tensors=targets
+    )
     model.train(mode)
     found.write(folder)
     return folder
+
+
+def write_probe(folder: str | Path) -> Path:
+    """Let transformers itself say what a checkpoint gives, and store that beside it, for `load` to check against.
+
+    Our reading of the checkpoint must agree; then each of its tensors gets its number in the probe too.
+
+    Returns:
+        The probe's file.
+
+    Raises:
+        UserError: whatever `load` refuses, and logits that are not transformers'.
+
+    Example:
+        >>> write_probe("nowhere")
+        Traceback (most recent call last):
+        ...
+        mixtura.errors.UserError: expected a checkpoint's folder with a config.json, got 'nowhere'
+    """
+    folder = Path(folder)
+    model = load(folder, check=False).eval()
+    vocab_size, context = model.config.vocab_size, model.config.context
+    found = probe.take(
+        lambda ids: logits_of(folder, ids), vocab_size=vocab_size, context=context, tensors=_targets(model)
+    )
+    difference, dtype = found.difference(model), model.embedding.weight.dtype
+    if not difference <= probe.TOLERANCE[dtype]:
+        raise UserError(f"expected transformers' logits for '{folder}', got a relative difference of {difference:.1e}")
+    return found.write(folder)
 
 
 def convert(source: str | Path, target: str | Path, *, format: str | None = None, check: bool = True) -> float | None:  # noqa: A002  # the hub's own word

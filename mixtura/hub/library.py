@@ -140,8 +140,9 @@ def read_gguf(path: Path) -> tuple[Any, Iterable[tuple[str, Tensor]]]:
         model = _transformers().AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
     # What it raises for what it cannot read.
     except (ImportError, ValueError, KeyError, IndexError, OSError, struct.error) as error:
+        hint = "; pip install gguf" if isinstance(error, ImportError) else ""
         raise UserError(
-            f"expected a GGUF file that transformers reads, got '{path}': {one_line(error)}; pip install gguf"
+            f"expected a GGUF file that transformers reads, got '{path}': {one_line(error)}{hint}"
         ) from error
     return model.config, model.state_dict().items()
 
