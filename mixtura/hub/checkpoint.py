@@ -61,9 +61,9 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str = "c
     else:
         config = read_config(path)
         tensors = read_tensors(path)
+        if getattr(config, "quantization_config", None):
+            raise UserError(f"expected weights that are not quantised, got quantization_config in '{path}'")
     family = family_of(config.model_type)
-    if getattr(config, "quantization_config", None):
-        raise UserError(f"expected weights that are not quantised, got quantization_config in '{path}'")
     ours = family.read(config)
     dtype = dtype or _dtype(config)
     with torch.device("meta"):

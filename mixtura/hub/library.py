@@ -140,7 +140,7 @@ def read_gguf(path: Path) -> tuple[Any, Iterable[tuple[str, Tensor]]]:
         model = _transformers().AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
     # What it raises for what it cannot read.
     except (ImportError, ValueError, KeyError, IndexError, OSError, struct.error) as error:
-        hint = "; pip install gguf" if isinstance(error, ImportError) else ""
+        hint = "; pip install 'mixtura[gguf]'" if isinstance(error, ImportError) else ""
         raise UserError(
             f"expected a GGUF file that transformers reads, got '{path}': {one_line(error)}{hint}"
         ) from error

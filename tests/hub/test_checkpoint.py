@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 import mixtura as mx
 from mixtura.errors import UserError
-from mixtura.hub.files import INDEX, SINGLE
+from mixtura.hub.files import INDEX, SINGLE, read_tensors
 from mixtura.hub.probe import FILE
 from mixtura.models.causal import Causal, CausalConfig
 from tests.hub.tiny import MODELS, logits, reread, stored
@@ -63,6 +64,23 @@ def test_the_model_trains(tmp_path):
     logits = model(IDS)
     nn.functional.cross_entropy(logits.flatten(0, 1), IDS.flatten()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_tensors_pass_one_by_one(tmp_path, monkeypatch):
+    folder, _ = stored(tmp_path, "Mixtral", max_shard_size="8KB")
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = 0
+
+    def watched(path):
+        nonlocal most
+        for name, tensor in read_tensors(path):
+            alive.add(tensor)
+            most = max(most, len(alive))
+            yield name, tensor
+
+    monkeypatch.setattr("mixtura.hub.checkpoint.read_tensors", watched)
+    mx.hub.load(folder)
+    assert most <= 2  # the next one is read before the one that was copied is let go
 
 
 @pytest.fixture

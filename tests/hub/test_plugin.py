@@ -271,3 +271,28 @@ def test_eager_models_stay_eager():
         warnings.simplefilter("error")
         register()
     assert model.config._experts_implementation == "eager"
+
+
+@pytest.mark.parametrize("name", ["Mixtral", "gpt-oss"])
+def test_compiled(name):
+    module, config = experts(FAMILIES[name])
+    inputs = choose(TINY, tokens=20)
+    expected = module(*inputs)
+    config._experts_implementation = NAME
+    with torch.no_grad():
+        assert error(torch.compile(module, backend="eager")(*inputs), expected) < TOLERANCE
+        # The activation is known by now, and nothing breaks the graph any more.
+        assert error(torch.compile(module, backend="eager", fullgraph=True)(*inputs), expected) < TOLERANCE
+
+
+def test_parameters_that_are_elsewhere_between_forwards(tmp_path):
+    """As a device map leaves them that has not room for all: on the meta device until the module is called."""
+    accelerate = pytest.importorskip("accelerate", reason="accelerate, which moves parameters about, is missing")
+    model = build("qwen3_moe").eval()
+    ids = torch.randint(20, (2, 7))
+    expected = model(ids).logits
+    model.set_experts_implementation(NAME)
+    moved = accelerate.disk_offload(model, offload_dir=str(tmp_path), execution_device=torch.device("cpu"))
+    assert {p.device.type for p in moved.model.layers[0].mlp.experts.parameters()} == {"meta"}
+    with torch.no_grad():
+        assert error(moved(ids).logits, expected) < TOLERANCE
