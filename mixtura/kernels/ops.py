@@ -150,9 +150,7 @@ def call(
         torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in leaves)
     )
     token_N, counts_E, slot_TK, _, dropless = index
-    values = (*leaves, keep_NF, token_N, counts_E, slot_TK, dropless, activation, name, keep_z)
-    # Without a gradient the op alone does: torch.compile cannot trace the function around it under no_grad.
-    y_ND: Tensor = (_GroupedMLP.call if keep_z else torch.ops.mixtura.grouped_mlp)(*values)[0]
+    y_ND: Tensor = _GroupedMLP.call(*leaves, keep_NF, token_N, counts_E, slot_TK, dropless, activation, name, keep_z)[0]
     return y_ND
 
 
