@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what _HOME says, for type checkers and editors
     from mixtura import classical as classical
-    from mixtura import kernels, losses, routers
+    from mixtura import hub, kernels, losses, routers
     from mixtura.config import MoEConfig
     from mixtura.control import BalanceController
     from mixtura.dispatch import Capacity
@@ -36,6 +36,7 @@ __all__ = [
     "collect_losses",
     "freeze",
     "freeze_routing",
+    "hub",
     "kernels",
     "losses",
     "param_groups",
@@ -67,7 +68,7 @@ _HOME = {
     "unfreeze_routing": "mixtura.roles",
 }
 # Not in __all__ is what needs an extra: `from mixtura import *` works with torch alone.
-_MODULES = ("classical", "kernels", "losses", "routers")
+_MODULES = ("classical", "hub", "kernels", "losses", "routers")
 
 
 if not TYPE_CHECKING:  # a type checker knows the names above, and shall report every other

@@ -1,4 +1,4 @@
-"""The command line: `mixtura train | resume | eval | generate | report | recipes`."""
+"""The command line: `mixtura train | resume | eval | generate | report | recipes | convert`."""
 
 import contextlib
 import dataclasses
@@ -25,6 +25,7 @@ USAGE = """usage: mixtura COMMAND [...]
   generate RUN --prompt TEXT                   write on from a prompt
   report RUN                                   look at a run's model again and rewrite its report.html
   recipes                                      the recipes, what they cost and what they reach
+  convert SOURCE TARGET [--format FAMILY]      read a Hugging Face checkpoint and write it anew, checked
 
 `mixtura COMMAND --help` tells more. --debug, anywhere, shows the traceback of an error."""
 
@@ -92,6 +93,25 @@ class RecipesArguments:
         >>> RecipesArguments()
         RecipesArguments()
     """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertArguments:
+    """Read a Hugging Face checkpoint and write it anew, as another family where that can express it.
+
+    Example:
+        >>> ConvertArguments(source="smollm", target="converted").check
+        True
+    """
+
+    source: str
+    """A folder with config.json and safetensors, or a GGUF file."""
+    target: str
+    """A new folder."""
+    format: str = ""
+    """mixtral, qwen3_moe, ...; empty: the family that it is."""
+    check: bool = True
+    """Let transformers read the result, and compare the logits."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -206,6 +226,16 @@ def _recipes(arguments: Sequence[str]) -> None:
         print(f"{name}\n  " + describe(name).replace("\n", "\n  "))
 
 
+def _convert(arguments: Sequence[str]) -> None:
+    from mixtura.hub.checkpoint import convert
+
+    given = parse(ConvertArguments, arguments, prog="mixtura convert")
+    difference = convert(given.source, given.target, format=given.format or None, check=given.check)
+    print(f"written: {given.target}")
+    if difference is not None:
+        print(f"transformers gives the same logits: relative difference {difference:.1e}")
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": _train,
     "resume": _resume,
@@ -213,6 +243,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "generate": _generate,
     "report": _report,
     "recipes": _recipes,
+    "convert": _convert,
 }
 
 

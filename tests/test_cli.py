@@ -307,7 +307,7 @@ def test_without_numpy_the_extra_is_named(tmp_path):
 def test_help_lists_the_commands(capsys, arguments):
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    for name in ("train", "resume", "eval", "generate", "report", "recipes"):
+    for name in ("train", "resume", "eval", "generate", "report", "recipes", "convert"):
         assert f"\n  {name} " in text
 
 
@@ -322,6 +322,7 @@ def test_help_lists_the_commands(capsys, arguments):
         (["generate", "--help"], "--temperature FLOAT"),
         (["report", "--help"], "--checkpoint"),
         (["recipes", "--help"], "what they cost"),
+        (["convert", "--help"], "--format STR"),
     ],
 )
 def test_every_command_has_help(capsys, arguments, part):

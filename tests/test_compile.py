@@ -187,3 +187,12 @@ def test_modules_as_experts_run_outside_the_graph():
         graphs.append(counter.frame_count)
     assert_same(layer, twin)
     assert graphs[2] == graphs[0]
+
+
+def test_without_gradients():
+    layer = mx.MoEConfig(dim=D, hidden=8, num_experts=4, k=2).build().eval()
+    x = torch.randn(10, D)
+    run, counter = compiled(layer)
+    with torch.no_grad():
+        torch.testing.assert_close(run(x), layer(x))
+    assert counter.frame_count == 1

@@ -77,11 +77,18 @@ def _backward(
     return Gradients(
         dx_TD,
         dweight_N,
-        layout.weight_grad(dz, layout.take(x_TD)) if wanted.up else None,
-        layout.weight_grad(dy, a.mul_(w if keep is None else keep * w)) if wanted.down else None,
+        _weight_grad(layout, dz, layout.take(x_TD), like=up) if wanted.up else None,
+        _weight_grad(layout, dy, a.mul_(w if keep is None else keep * w), like=down) if wanted.down else None,
         layout.bias_grad(dz) if wanted.up_bias else None,
         layout.bias_grad(dy * w) if wanted.down_bias else None,
     )
+
+
+def _weight_grad(layout: Layout, left: Tensor, right: Tensor, *, like: Tensor) -> Tensor:
+    """The matrices' gradient, transposed in memory where they are: whoever made that view needs then no copy."""
+    if like.stride(1) == 1 and like.stride(2) > 1:
+        return layout.weight_grad(right, left).transpose(1, 2)
+    return layout.weight_grad(left, right)
 
 
 class _GroupedMLP(torch.autograd.Function):

@@ -140,6 +140,8 @@ class Function(torch.autograd.Function):
     @classmethod
     def call(cls, *inputs: Any) -> Any:
         """Apply the function; its first argument is a tensor."""
+        if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+            return cls.forward(*inputs)  # under no_grad torch.compile cannot trace a function with a setup_context
         return (cls if is_traced(inputs[0]) else cls._eager).apply(*inputs)
 
 

@@ -37,6 +37,10 @@ RANKS = "ranks"  # the one place below `parallel` that asks torch.distributed, f
 # Optional packages that more than one file needs: where, and why. Every other one is imported in one file.
 SHARED = {
     "numpy": ("mixtura", "token files, metrics of plain arrays and the classical estimators all speak arrays"),
+    "safetensors": (
+        "mixtura",
+        "a training run's checkpoints and the hub's are files of it, on levels that do not meet",
+    ),
     "scipy": ("mixtura.classical", "classical is built on numpy, scipy and scikit-learn"),
     "sklearn": ("mixtura.classical", "classical is built on numpy, scipy and scikit-learn"),
 }

@@ -1,0 +1,393 @@
+"""The families of checkpoints: each a table of names and a translation of its config, to ours and back."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from mixtura.config import MoEConfig
+from mixtura.errors import UserError
+from mixtura.hub import names
+from mixtura.hub.library import latent_scale, make_config, rotary
+from mixtura.mapping import Rule
+from mixtura.models.attention import AttentionConfig, Latent
+from mixtura.models.causal import CausalConfig
+
+Values = dict[str, Any]
+# A gated MLP's activation by its gate's; no family has another.
+ACTIVATIONS = {"silu": "swiglu", "gelu": "geglu"}
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One family: what its tensors are called, and what its config says.
+
+    Attributes:
+        architecture: the class that vLLM, llama.cpp and transformers look for.
+        pairs: the names.
+        read: its config -> ours.
+        write: our config -> the values that differ from what all families share.
+
+    Example:
+        >>> FAMILIES["mixtral"].architecture
+        'MixtralForCausalLM'
+    """
+
+    architecture: str
+    pairs: Sequence[names.Pair]
+    read: Callable[[Any], CausalConfig]
+    write: Callable[[CausalConfig], Values]
+
+    def reading(self) -> list[Rule]:
+        """Rules from a checkpoint's names to ours."""
+        return [pair.reading() for pair in (*names.ENDS, *self.pairs)]
+
+    def writing(self) -> list[Rule]:
+        """Rules from our names to a checkpoint's."""
+        return [pair.writing() for pair in (*names.ENDS, *self.pairs)]
+
+
+def family_of(model_type: str) -> Family:
+    """The family of a config's `model_type`.
+
+    Raises:
+        UserError: none that is known here.
+
+    Example:
+        >>> family_of("bert")
+        Traceback (most recent call last):
+        ...
+        mixtura.errors.UserError: expected a model_type among deepseek_v3, gpt_oss, llama, mistral, mixtral, olmoe, \
+qwen2, qwen2_moe, qwen3, qwen3_moe, got 'bert'
+    """
+    if model_type not in FAMILIES:
+        raise UserError(f"expected a model_type among {', '.join(sorted(FAMILIES))}, got {model_type!r}")
+    return FAMILIES[model_type]
+
+
+def write_config(config: CausalConfig, model_type: str) -> Any:
+    """A family's config for a model of ours.
+
+    Raises:
+        UserError: the family cannot express the model: what it would read back is another one.
+
+    Example:
+        >>> config = CausalConfig.plain(vocab_size=10, context=16, layers=2, dim=8, heads=2, hidden=16)
+        >>> write_config(config, "llama").num_attention_heads
+        2
+        >>> write_config(config, "mixtral")
+        Traceback (most recent call last):
+        ...
+        mixtura.errors.UserError: expected a model that 'mixtral' can express, got a dense one; use llama, mistral, \
+qwen2 or qwen3
+    """
+    family = family_of(model_type)
+    if (config.moe is None) != (model_type in DENSE):
+        kind, others = ("a dense one", DENSE) if config.moe is None else ("a mixture", sorted({*FAMILIES} - {*DENSE}))
+        listed = f"{', '.join(others[:-1])} or {others[-1]}"
+        raise UserError(f"expected a model that {model_type!r} can express, got {kind}; use {listed}")
+    written = make_config(model_type, {**_shared_values(config), **family.write(config)})
+    written.architectures = [family.architecture]
+    wanted, again = _flat(config), _flat(family.read(written))
+    for name, value in wanted.items():
+        if again[name] != value:
+            raise UserError(
+                f"expected a model that {model_type!r} can express, got {name}={value!r}, which it would read back as "
+                f"{again[name]!r}"
+            )
+    return written
+
+
+def _flat(config: CausalConfig) -> Values:
+    """Every value, those of the parts too, without what acts in training only or names tokens."""
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in ("special_tokens", "moe")}
+    values |= {f"attention.{f.name}": getattr(config.attention, f.name) for f in fields(config.attention)}
+    if config.moe is not None:
+        recipe = replace(config.moe, losses={}, dropout=0.0)
+        values |= {f"moe.{f.name}": getattr(recipe, f.name) for f in fields(recipe)}
+    del values["attention"]
+    return values
+
+
+def _activation(config: Any) -> str:
+    if config.hidden_act not in ACTIVATIONS:
+        raise UserError(f"expected hidden_act among {', '.join(ACTIVATIONS)}, got {config.hidden_act!r}")
+    return ACTIVATIONS[config.hidden_act]
+
+
+def _attention(c: Any, **changes: Any) -> AttentionConfig:
+    heads = c.num_attention_heads
+    values = {
+        "dim": c.hidden_size,
+        "heads": heads,
+        "kv_heads": c.num_key_value_heads,
+        "head_dim": getattr(c, "head_dim", None) or c.hidden_size // heads,
+        "eps": c.rms_norm_eps,
+    }
+    if "rotary" not in changes:
+        values["rotary"] = rotary(c)
+    return AttentionConfig(**{**values, **changes})
+
+
+def _causal(c: Any, attention: AttentionConfig, **changes: Any) -> CausalConfig:
+    values = {
+        "vocab_size": c.vocab_size,
+        "context": c.max_position_embeddings,
+        "layers": c.num_hidden_layers,
+        "hidden": c.intermediate_size,
+        "activation": _activation(c),
+        "eps": c.rms_norm_eps,
+        "tie_weights": c.tie_word_embeddings,
+        "special_tokens": {name: getattr(c, name) for name in SPECIAL},
+    }
+    return CausalConfig(attention=attention, **{**values, **changes})
+
+
+def _shared_values(config: CausalConfig) -> Values:
+    attention, moe = config.attention, config.moe
+    losses = {} if moe is None else {"router_aux_loss_coef": moe.losses.get("load_balance", 0.0) / (moe.k or 1)}
+    back = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    return {
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.context,
+        "num_hidden_layers": config.layers,
+        "intermediate_size": config.hidden,
+        "hidden_size": config.dim,
+        "hidden_act": back.get(config.activation, "silu"),
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_dim,
+        "rope_parameters": dict(attention.rotary.rule),
+        "rms_norm_eps": config.eps,
+        "tie_word_embeddings": config.tie_weights,
+        **dict.fromkeys(SPECIAL),
+        **config.special_tokens,
+        **losses,
+    }
+
+
+def _moe(c: Any, *, hidden: int, num_experts: int, **changes: Any) -> MoEConfig:
+    k, coefficient = c.num_experts_per_tok, getattr(c, "router_aux_loss_coef", None)
+    # Theirs has its minimum at K, ours at 1.
+    losses = {"load_balance": coefficient * k} if coefficient else {}
+    values = {"dim": c.hidden_size, "hidden": hidden, "num_experts": num_experts, "k": k, "losses": losses}
+    return MoEConfig(**{"activation": _activation(c), "router": "topk", "router_options": {}, **values, **changes})
+
+
+def _softmax_first(c: Any) -> Values:
+    """Renormalised, the softmax over all experts is the one over the chosen: our default order."""
+    return {"router_options": {} if c.norm_topk_prob else {"order": "softmax_topk"}}
+
+
+def _uniform_window(c: Any) -> tuple[int | None, ...]:
+    window = getattr(c, "sliding_window", None)
+    return (window,) * c.num_hidden_layers if window else ()
+
+
+def _layer_windows(c: Any) -> tuple[int | None, ...]:
+    windows = tuple(c.sliding_window if kind == "sliding_attention" else None for kind in c.layer_types)
+    return windows if any(windows) else ()
+
+
+def _write_uniform(config: CausalConfig) -> Values:
+    window = config.windows[0] if config.windows else None
+    return {"sliding_window": window, "use_sliding_window": window is not None}
+
+
+def _write_layers(config: CausalConfig) -> Values:
+    windows = config.windows or (None,) * config.layers
+    window = next((w for w in windows if w), None)
+    kinds = ["full_attention" if w is None else "sliding_attention" for w in windows]
+    return {"sliding_window": window, "use_sliding_window": window is not None, "layer_types": kinds}
+
+
+def _recipe(config: CausalConfig) -> MoEConfig:
+    assert config.moe is not None
+    return config.moe
+
+
+def _read_llama(c: Any) -> CausalConfig:
+    bias = bool(c.attention_bias)
+    if getattr(c, "mlp_bias", False):
+        raise UserError("expected MLPs without biases, got mlp_bias=True")
+    return _causal(c, _attention(c, bias=bias, out_bias=bias))
+
+
+def _write_llama(config: CausalConfig) -> Values:
+    return {"attention_bias": config.attention.out_bias}
+
+
+def _read_mistral(c: Any) -> CausalConfig:
+    return _causal(c, _attention(c), windows=_uniform_window(c))
+
+
+def _read_qwen2(c: Any) -> CausalConfig:
+    return _causal(c, _attention(c, bias=True), windows=_layer_windows(c))
+
+
+def _read_qwen3(c: Any) -> CausalConfig:
+    bias = bool(c.attention_bias)
+    return _causal(c, _attention(c, bias=bias, out_bias=bias, qk_norm="head"), windows=_layer_windows(c))
+
+
+def _write_qwen3(config: CausalConfig) -> Values:
+    return {**_write_layers(config), **_write_llama(config)}
+
+
+def _read_mixtral(c: Any) -> CausalConfig:
+    moe = _moe(c, hidden=c.intermediate_size, num_experts=c.num_local_experts)
+    return _causal(c, _attention(c), windows=_uniform_window(c), moe=moe)
+
+
+def _write_mixtral(config: CausalConfig) -> Values:
+    moe = _recipe(config)
+    sizes = {"num_local_experts": moe.num_experts, "num_experts_per_tok": moe.k, "intermediate_size": moe.hidden}
+    return {**_write_uniform(config), **sizes}
+
+
+def _dense_blocks(c: Any) -> tuple[int, ...]:
+    step, listed = c.decoder_sparse_step, c.mlp_only_layers
+    return tuple(i for i in range(c.num_hidden_layers) if i in listed or (i + 1) % step)
+
+
+def _write_qwen_moe(config: CausalConfig) -> Values:
+    moe = _recipe(config)
+    return {
+        "num_experts": moe.num_experts,
+        "num_experts_per_tok": moe.k,
+        "moe_intermediate_size": moe.hidden,
+        "norm_topk_prob": moe.router_options.get("order") != "softmax_topk",
+        "mlp_only_layers": list(config.dense_blocks),
+        "decoder_sparse_step": 1,
+    }
+
+
+def _read_qwen2_moe(c: Any) -> CausalConfig:
+    shared = {"shared_hidden": c.shared_expert_intermediate_size, "shared_gate": "sigmoid"}
+    moe = _moe(c, hidden=c.moe_intermediate_size, num_experts=c.num_experts, **_softmax_first(c), **shared)
+    attention = _attention(c, bias=bool(c.qkv_bias))
+    return _causal(c, attention, windows=_layer_windows(c), moe=moe, dense_blocks=_dense_blocks(c))
+
+
+def _write_qwen2_moe(config: CausalConfig) -> Values:
+    if not _recipe(config).shared_hidden:
+        raise UserError("expected a shared expert for 'qwen2_moe', got none; use qwen3_moe, olmoe or mixtral")
+    shared = {"shared_expert_intermediate_size": _recipe(config).shared_hidden, "qkv_bias": config.attention.bias}
+    return {**_write_qwen_moe(config), **_write_layers(config), **shared}
+
+
+def _read_qwen3_moe(c: Any) -> CausalConfig:
+    bias = bool(c.attention_bias)
+    moe = _moe(c, hidden=c.moe_intermediate_size, num_experts=c.num_experts, **_softmax_first(c))
+    attention = _attention(c, bias=bias, out_bias=bias, qk_norm="head")
+    return _causal(c, attention, windows=_uniform_window(c), moe=moe, dense_blocks=_dense_blocks(c))
+
+
+def _write_qwen3_moe(config: CausalConfig) -> Values:
+    return {**_write_qwen_moe(config), **_write_uniform(config), **_write_llama(config)}
+
+
+def _read_olmoe(c: Any) -> CausalConfig:
+    if c.clip_qkv is not None:
+        raise UserError(f"expected clip_qkv=None, got {c.clip_qkv}: clipped queries and keys are not supported")
+    bias = bool(c.attention_bias)
+    moe = _moe(c, hidden=c.intermediate_size, num_experts=c.num_experts, **_softmax_first(c))
+    return _causal(c, _attention(c, bias=bias, out_bias=bias, qk_norm="all"), moe=moe)
+
+
+def _write_olmoe(config: CausalConfig) -> Values:
+    moe = _recipe(config)
+    return {**_write_qwen_moe(config), **_write_llama(config), "intermediate_size": moe.hidden}
+
+
+def _read_deepseek(c: Any) -> CausalConfig:
+    bias = bool(c.attention_bias)
+    latent = Latent(kv_rank=c.kv_lora_rank, q_rank=c.q_lora_rank, value_dim=c.v_head_dim)
+    attention = _attention(
+        c,
+        head_dim=c.qk_nope_head_dim,
+        rotary=rotary(c, interleaved=bool(c.rope_interleave)),
+        bias=bias,
+        out_bias=bias,
+        latent=latent,
+        scale=latent_scale(c, c.qk_nope_head_dim + c.qk_rope_head_dim),
+    )
+    moe = _moe(
+        c,
+        hidden=c.moe_intermediate_size,
+        num_experts=c.n_routed_experts,
+        router="sigmoid_bias",
+        router_options={
+            "groups": c.n_group,
+            "group_k": c.topk_group,
+            "renormalize": bool(c.norm_topk_prob),
+            "scale": c.routed_scaling_factor,
+        },
+        shared_hidden=c.n_shared_experts * c.moe_intermediate_size,
+    )
+    dense = tuple(range(min(c.first_k_dense_replace, c.num_hidden_layers)))
+    return _causal(c, attention, moe=moe, dense_blocks=dense)
+
+
+def _write_deepseek(config: CausalConfig) -> Values:
+    moe, attention, latent = _recipe(config), config.attention, config.attention.latent
+    if latent is None or moe.router != "sigmoid_bias" or not moe.shared_hidden:
+        raise UserError(
+            "expected latent attention, sigmoid_bias routers and shared experts for 'deepseek_v3', got others"
+        )
+    options = moe.router_options
+    width = 2 * len(attention.rotary.frequencies)
+    return {
+        "head_dim": width,
+        "qk_rope_head_dim": width,
+        "qk_nope_head_dim": attention.head_dim,
+        "v_head_dim": latent.value_dim,
+        "kv_lora_rank": latent.kv_rank,
+        "q_lora_rank": latent.q_rank,
+        "rope_interleave": attention.rotary.interleaved,
+        "attention_bias": attention.out_bias,
+        "n_routed_experts": moe.num_experts,
+        "num_experts_per_tok": moe.k,
+        "moe_intermediate_size": moe.hidden,
+        "n_shared_experts": moe.shared_hidden // moe.hidden,
+        "n_group": options.get("groups", 1),
+        "topk_group": options.get("group_k", 1),
+        "norm_topk_prob": options.get("renormalize", True),
+        "routed_scaling_factor": options.get("scale", 1.0),
+        "first_k_dense_replace": len(config.dense_blocks),
+        "num_nextn_predict_layers": 0,
+    }
+
+
+def _read_gpt_oss(c: Any) -> CausalConfig:
+    if (c.swiglu_alpha, c.swiglu_limit) != (1.702, 7.0):
+        raise UserError(f"expected swiglu_alpha=1.702 and limit 7.0, got {c.swiglu_alpha} and {c.swiglu_limit}")
+    bias = bool(c.attention_bias)
+    moe = _moe(c, hidden=c.intermediate_size, num_experts=c.num_local_experts, activation="clamped_swiglu", bias=True)
+    attention = _attention(c, bias=bias, out_bias=bias, sinks=True)
+    return _causal(c, attention, windows=_layer_windows(c), moe=moe, router_bias=True)
+
+
+def _write_gpt_oss(config: CausalConfig) -> Values:
+    return {**_write_mixtral(config), **_write_layers(config), **_write_llama(config)}
+
+
+def _family(architecture: str, read: Callable[[Any], CausalConfig], write: Any, *pairs: Sequence[names.Pair]) -> Family:
+    table = [pair for part in pairs for pair in part]
+    return Family(architecture=f"{architecture}ForCausalLM", pairs=table, read=read, write=write)
+
+
+A, D = names.ATTENTION, names.DENSE
+FAMILIES: dict[str, Family] = {
+    "llama": _family("Llama", _read_llama, _write_llama, A, D),
+    "mistral": _family("Mistral", _read_mistral, _write_uniform, A, D),
+    "qwen2": _family("Qwen2", _read_qwen2, _write_layers, A, D),
+    "qwen3": _family("Qwen3", _read_qwen3, _write_qwen3, A, D),
+    "mixtral": _family("Mixtral", _read_mixtral, _write_mixtral, A, names.MIXTRAL),
+    "qwen2_moe": _family("Qwen2Moe", _read_qwen2_moe, _write_qwen2_moe, A, D, names.QWEN2),
+    "qwen3_moe": _family("Qwen3Moe", _read_qwen3_moe, _write_qwen3_moe, A, D, names.QWEN),
+    "olmoe": _family("Olmoe", _read_olmoe, _write_olmoe, A, names.QWEN),
+    "deepseek_v3": _family("DeepseekV3", _read_deepseek, _write_deepseek, names.LATENT, D, names.DEEPSEEK),
+    "gpt_oss": _family("GptOss", _read_gpt_oss, _write_gpt_oss, A, names.GPT_OSS),
+}
+DENSE = ("llama", "mistral", "qwen2", "qwen3")
