@@ -41,6 +41,8 @@ class DataConfig:
     """Held-out tokens evaluated per domain, at most."""
     cache: str = ".cache/mixtura"
     """Folder for the tokens, so that the next start takes less than a second."""
+    domains: tuple[str, ...] = ()
+    """Train on and evaluate these domains only; the tokens are still those of all the text. Empty: all domains."""
     max_mb: float = 0
     """Megabytes (10^6 bytes) of text to use per domain, at most. 0: all."""
     seed: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -97,8 +97,21 @@ def prepare(config: DataConfig, *, on_progress: Callable[[str], None] | None = N
             _build(config, reading.documents, reading.report(), folder, say)
             corpus = open_corpus(folder)
         write_file(index, folder.name)
+    corpus = _only(corpus, config.domains)
     _check_lengths(corpus, config)
     return corpus
+
+
+def _only(corpus: Corpus, domains: Sequence[str]) -> Corpus:
+    if unknown := sorted({*domains} - {*corpus.domains}):
+        raise UserError(f"data.domains: expected some of {', '.join(corpus.domains)}, got {', '.join(unknown)}")
+    if not domains:
+        return corpus
+    return replace(
+        corpus,
+        domains=tuple(domain for domain in corpus.domains if domain in domains),
+        rows=tuple(row for row in corpus.rows if row.domain in domains),
+    )
 
 
 def open_corpus(folder: Path) -> Corpus | None:
