@@ -12,7 +12,7 @@ from mixtura.errors import UserError
 from mixtura.experts import GroupedMLP
 from mixtura.layer import MoE
 from mixtura.surgery.edit import stack_cat
-from mixtura.surgery.layers import experts_of, grouped, scale_output, stack_of, weight_sum
+from mixtura.surgery.layers import experts_of, grouped, scale_output, stack_of, weight_sums
 from mixtura.surgery.select import select
 from mixtura.surgery.sites import find_mlps
 
@@ -133,7 +133,8 @@ def _mix(fused: nn.Module, models: Sequence[nn.Module], *, match: str, k: int, r
         stack = stack_cat([each.mlp for each in (site, *others)])
         layer = MoEConfig(dim=site.dim, hidden=1, num_experts=len(models), k=k, router=router).build()
         layer.router.to(stack.up)
-        layer.experts = experts_of(scale_output(stack, 1 / weight_sum(layer.router)), dropout=site.dropout)
+        share = float(weight_sums(layer.router).mean())
+        layer.experts = experts_of(scale_output(stack, 1 / share), dropout=site.dropout)
         fused = site.install(fused, layer.train(fused.training))
     for name in places:
         _join(fused.get_submodule(name), [model.get_submodule(name) for model in models])
