@@ -12,7 +12,7 @@ from mixtura.surgery.cluster import Cluster
 from mixtura.surgery.edit import add_experts, close_experts, open_experts, remove_experts, split_experts
 from mixtura.surgery.ensemble import Ensemble
 from mixtura.surgery.freeze import freeze_experts, unfreeze_experts
-from mixtura.surgery.fuse import average_states, fuse, greedy_soup
+from mixtura.surgery.fuse import aim_routers, average_states, fuse, greedy_soup
 from mixtura.surgery.initial import Drop, Noise, Random, Split, Upcycle
 from mixtura.surgery.lora import add_lora, load_lora, merge_lora, save_lora
 from mixtura.surgery.merge import merge
@@ -31,6 +31,7 @@ __all__ = [
     "Upcycle",
     "add_experts",
     "add_lora",
+    "aim_routers",
     "average_states",
     "close_experts",
     "find_mlps",

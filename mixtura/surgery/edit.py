@@ -189,6 +189,8 @@ def stack_cat(stacks: Sequence[StackedMLP]) -> StackedMLP:
 def close_experts(model: nn.Module, experts: Numbers) -> None:
     """Keep tokens from choosing some experts, without changing what these are; `open_experts` undoes it.
 
+    Which are closed is part of the state dict, as `router.offset`; with all open there is no such key.
+
     Raises:
         UserError: numbers that do not exist, or none left open; a router that fills all experts alike (`Base`,
             `Sinkhorn`, `ExpertChoice`) or has no logits.

@@ -1,8 +1,8 @@
 """Models trained apart become one: averaged, or their MLPs made the experts of a mixture (branch-train-mix)."""
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,9 @@ from mixtura.config import MoEConfig
 from mixtura.errors import UserError
 from mixtura.experts import GroupedMLP
 from mixtura.layer import MoE
+from mixtura.surgery.batches import inputs_of
 from mixtura.surgery.edit import stack_cat
-from mixtura.surgery.layers import experts_of, grouped, scale_output, stack_of, weight_sums
+from mixtura.surgery.layers import experts_of, grouped, mixtures, scale_output, stack_of, weight_sums
 from mixtura.surgery.select import select
 from mixtura.surgery.sites import find_mlps
 
@@ -61,6 +62,45 @@ def fuse(
     fused = copy.deepcopy(models[0])
     fused.load_state_dict(average_states(states, weights))
     return fused if method == "average" else _mix(fused, models, match=match, k=k, router=router)
+
+
+@torch.no_grad()
+def aim_routers(model: nn.Module, data: Sequence[Iterable[Any]], *, strength: float = 1.0) -> None:
+    """Point every router of a fused model at what its experts were trained on, in place: no training, but a start.
+
+    Row e of a router's matrix becomes the mean of what the layer is given for the e-th expert's texts or prompts, less
+    the mean over all experts, scaled so that the logits of these tokens deviate by `strength`.
+
+    Source: the gates from hidden states of mergekit (Goddard et al. 2024).
+
+    Args:
+        model: with mixtures of `GroupedMLP` experts.
+        data: for each expert some batches that the model is called with, see `moefy`.
+        strength: standard deviation of the logits.
+
+    Raises:
+        UserError: not as many sets of batches as experts, a router without a matrix, batches that reach no mixture.
+
+    Example:
+        >>> import mixtura as mx
+        >>> layer = mx.MoEConfig(dim=2, hidden=4, num_experts=2).build()
+        >>> aim_routers(layer, [[torch.tensor([[1.0, 0.0]])], [torch.tensor([[0.0, 1.0]])]])
+        >>> layer.router(torch.tensor([[1.0, 0.0], [0.0, 1.0]])).first_choice_T().tolist()
+        [0, 1]
+    """
+    layers = mixtures(model)
+    for name, layer in layers.items():
+        E, weight = layer.router.num_experts, layer.router.weight
+        if len(data) != E or weight is None or weight.shape[0] != E:
+            here = f"{name or 'the layer'} with {layer.router}"
+            raise UserError(f"expected data for each expert of a router with a matrix, got {len(data)} sets for {here}")
+    seen = [inputs_of(model, list(layers), batches) for batches in data]
+    for name, layer in layers.items():
+        means_ED = torch.stack([inputs[name].float().mean(0) for inputs in seen])
+        rows_ED = means_ED - means_ED.mean(0)
+        spread = (torch.cat([inputs[name].float() for inputs in seen]) @ rows_ED.T).std().clamp(min=1e-12)
+        assert layer.router.weight is not None
+        layer.router.weight.copy_(rows_ED * (strength / spread))
 
 
 @torch.no_grad()

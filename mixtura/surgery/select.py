@@ -6,29 +6,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from mixtura import routers
 from mixtura.errors import UserError
 from mixtura.layer import MoE
-from mixtura.routers import (
-    Base,
-    CosineGate,
-    Dense,
-    ExpertChoice,
-    Gate,
-    GShard,
-    Hard,
-    NoisyTopK,
-    Random,
-    Router,
-    SigmoidBias,
-    Sinkhorn,
-    Switch,
-    TopK,
-    TopP,
-)
+from mixtura.routers.base import Router
 from mixtura.surgery.initial import take
 from mixtura.surgery.layers import experts_of, grouped, stack_of
 
-EDITABLE = (TopK, Gate, Switch, NoisyTopK, SigmoidBias, Dense, Hard, GShard, TopP, ExpertChoice, Sinkhorn, Base, Random)
+EDITABLE = (
+    *(routers.TopK, routers.Gate, routers.Switch, routers.NoisyTopK, routers.SigmoidBias, routers.Dense, routers.Hard),
+    *(routers.GShard, routers.TopP, routers.ExpertChoice, routers.Sinkhorn, routers.Base, routers.Random),
+)
 # Tensors of a router with one row for each expert.
 _ROWS = ("weight", "noise_weight", "bias", "pending_counts", "offset")
 
@@ -102,13 +90,13 @@ def select(layer: MoE, index: Sequence[int], *, k: int | None = None) -> None:
 
 
 def _choices(router: Router, num_experts: int) -> int:
-    if isinstance(router, Dense):
+    if isinstance(router, routers.Dense):
         return num_experts
-    return min(2, num_experts) if isinstance(router, GShard) else router.k
+    return min(2, num_experts) if isinstance(router, routers.GShard) else router.k
 
 
 def _check(router: Router) -> None:
-    if type(router) not in EDITABLE or (isinstance(router, SigmoidBias) and router.groups > 1):
+    if type(router) not in EDITABLE or (isinstance(router, routers.SigmoidBias) and router.groups > 1):
         known = ", ".join(kind.__name__ for kind in EDITABLE)
         raise UserError(f"expected a router among {known}, without groups, got {router}")
 
@@ -132,7 +120,7 @@ def _select_rows(router: Router, index_E: Tensor) -> None:
 def _last_of(gate: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     """The part of a gate with one row for each expert."""
     last = gate[-1] if isinstance(gate, nn.Sequential) else gate
-    if isinstance(last, CosineGate):
+    if isinstance(last, routers.CosineGate):
         return last, ("vectors",)
     if isinstance(last, nn.Linear):
         return last, ("weight", "bias")

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from mixtura.errors import UserError
 from mixtura.models.gpt import GPT, GPTConfig
 from mixtura.surgery.ensemble import Ensemble
-from mixtura.surgery.fuse import average_states, fuse, greedy_soup
+from mixtura.surgery.fuse import aim_routers, average_states, fuse, greedy_soup
 from mixtura.train.checkpoint import list_checkpoints, step_of
 from mixtura.train.config import TrainConfig
 from mixtura.train.data.stream import validation_batches
 from mixtura.train.data.tokens import Corpus, prepare
 from mixtura.train.files import write_file
-from mixtura.train.operate import Next, derive, device_of, held_out, load, table, train_on
+from mixtura.train.operate import Next, derive, device_of, held_out, load, table, text_batches, train_on
 from mixtura.train.progress import say
 from mixtura.train.run import Run, open_run
 
@@ -34,7 +34,7 @@ Weights = Literal["uniform", "score", "posterior", "greedy"]
 Losses = Mapping[str, float]
 
 
-def branch(path: str | Path, following: Next, *, domains: Sequence[str] = (), jobs: int = 2) -> Path:
+def branch(path: str | Path, following: Next, *, domains: Sequence[str] = (), clusters: int = 0, jobs: int = 2) -> Path:
     """Train one branch per domain of a run's text, from the run's model; returns the folder of the branches.
 
     The branches know nothing of one another: each is a run in that folder, trained by a process of its own
@@ -45,6 +45,7 @@ def branch(path: str | Path, following: Next, *, domains: Sequence[str] = (), jo
         path: the folder of the run to begin with, the seed.
         following: the folder's name, steps, learning rate, and the seed's checkpoint.
         domains: of the seed's text; empty: all.
+        clusters: in place of the text's own domains, so many clusters of documents (c-BTM: Gururangan et al. 2023).
         jobs: processes at a time; they share the cores.
 
     Raises:
@@ -55,7 +56,7 @@ def branch(path: str | Path, following: Next, *, domains: Sequence[str] = (), jo
     if following.steps < 1 or jobs < 1:
         raise UserError(f"expected steps and jobs of at least 1, got steps={following.steps} and jobs={jobs}")
     folder = seed.folder.parent / following.name
-    runs = _make(seed, folder, following, domains=domains, jobs=jobs)
+    runs = _make(seed, folder, following, domains=domains, clusters=clusters, jobs=jobs)
     _train_all([run for run in runs if not is_finished(run)], jobs=jobs)
     return folder
 
@@ -94,11 +95,12 @@ def is_finished(run: Run) -> bool:
     return bool(present) and step_of(present[-1]) >= run.read_config().steps
 
 
-def _make(seed: Run, folder: Path, following: Next, *, domains: Sequence[str], jobs: int) -> list[Run]:
+def _make(seed: Run, folder: Path, following: Next, *, domains: Sequence[str], clusters: int, jobs: int) -> list[Run]:
     """Folders for those branches that have none, each with the seed's weights as its step 0."""
     model, config = load(seed, checkpoint=following.checkpoint)
     data = replace(config.data, path=config.data.path and str(Path(config.data.path).absolute()))
-    data = replace(data, cache=str(Path(data.cache).expanduser().absolute()))
+    cache = str(Path(data.cache).expanduser().absolute())
+    data = replace(data, cache=cache, clusters=clusters or data.clusters, domains=())
     names = {domain: re.sub(r"[^\w.-]", "_", domain) for domain in domains or prepare(data, on_progress=say).domains}
     if len(names) < 2 or len(set(names.values())) < len(names):
         raise UserError(f"expected at least two domains with different names, got {', '.join(names) or 'none'}")
@@ -152,8 +154,10 @@ def merge_branches(
     """Fuse branches and compare everything on every domain's held-out text; returns the folder of the mixture.
 
     Compared are the seed, each branch, their average, their ensemble (each weighted by how well it predicts the text so
-    far), and the mixture whose experts are the branches' MLPs, before and after its own training. The table is written
-    as comparison.md and comparison.json into the branches' folder; average and mixture are runs of their own there.
+    far), and the mixture whose experts are the branches' MLPs, before and after its own training. The routers of the
+    mixture start from what each domain's training text gives them (`aim_routers`), or are those of the branches where
+    these are mixtures. The table is written as comparison.md and comparison.json into the branches' folder; average and
+    mixture are runs of their own there.
 
     Args:
         path: a folder that `branch` wrote.
@@ -188,6 +192,9 @@ def merge_branches(
     rows["ensemble"] = judge(Ensemble(models))
     is_dense = config.model.num_experts == 0
     fused = fuse(models, method="mix", match="*.feed_forward" if is_dense else "", k=k, router=router)
+    if is_dense:
+        parts = [prepare(replace(config.data, domains=(domain,))) for domain in runs]
+        aim_routers(fused, [text_batches(part, config, count=4, device=device) for part in parts])
     sizes = _mixed(config.model, len(models), k=k, router=router)
     mixture, model = derive(fused.state_dict(), corpus, config=following.config(config, out=folder, model=sizes))
     rows["mixture"] = judge(model.eval())

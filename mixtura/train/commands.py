@@ -9,7 +9,7 @@ from mixtura.train.operate import Next, prune_run, upcycle_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpcycleArguments:
+class UpcycleArguments(Next):
     """Make a dense run's model sparse and write it as a new run, which `mixtura resume` trains.
 
     Example:
@@ -29,18 +29,11 @@ class UpcycleArguments:
     """A name in mixtura.routers.ROUTERS."""
     every: int = 1
     """Every n-th block becomes a mixture."""
-    steps: int = 0
-    """Train for so many steps at once; 0: not yet."""
-    lr: float = 0.0
-    """Learning rate at its peak; 0: that of the run."""
-    checkpoint: str = "best"
-    """best, last, or the step of a checkpoint."""
     name: str = "upcycled"
-    """Folder of the new run, beside the old one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneArguments:
+class PruneArguments(Next):
     """Take the experts that matter least out of a run's model and write a new run, which `mixtura resume` trains.
 
     Example:
@@ -58,18 +51,11 @@ class PruneArguments:
     """Experts per token from now on; 0: as before."""
     batches: int = 16
     """Batches of training text to measure on."""
-    steps: int = 0
-    """Train for so many steps at once; 0: not yet."""
-    lr: float = 0.0
-    """Learning rate at its peak; 0: that of the run."""
-    checkpoint: str = "best"
-    """best, last, or the step of a checkpoint."""
     name: str = "pruned"
-    """Folder of the new run, beside the old one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BranchArguments:
+class BranchArguments(Next):
     """Train one branch per domain from a run's model, each in a process of its own; called again, it goes on.
 
     Example:
@@ -83,18 +69,16 @@ class BranchArguments:
     """Steps of each branch."""
     domains: tuple[str, ...] = ()
     """Domains of the run's text; empty: all."""
+    clusters: int = 0
+    """In place of the text's own domains, so many clusters of documents that are alike. 0: the text's own."""
     jobs: int = 2
     """Branches trained at a time; they share the cores."""
-    lr: float = 0.0
-    """Learning rate at its peak; 0: that of the run."""
-    checkpoint: str = "best"
-    """best, last, or the step of a checkpoint."""
     name: str = "branches"
     """Folder of the branches, beside the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeArguments:
+class MergeArguments(Next):
     """Average, ensemble and mixture of branches, compared with them and with their seed on every domain.
 
     Example:
@@ -110,12 +94,6 @@ class MergeArguments:
     """Experts per token of the mixture."""
     router: str = "topk"
     """Router of the mixture."""
-    steps: int = 0
-    """Train the mixture for so many steps; 0: not yet."""
-    lr: float = 0.0
-    """Learning rate at its peak; 0: that of the branches."""
-    checkpoint: str = "best"
-    """Of the branches: best, or last."""
     name: str = "mixture"
     """Folder of the mixture's run, inside that of the branches."""
 
@@ -124,7 +102,7 @@ def upcycle(given: UpcycleArguments) -> Path:
     """`mixtura upcycle`."""
     return upcycle_run(
         given.run,
-        _following(given),
+        given,
         num_experts=given.num_experts,
         k=given.k,
         init=given.init,
@@ -135,22 +113,18 @@ def upcycle(given: UpcycleArguments) -> Path:
 
 def prune(given: PruneArguments) -> Path:
     """`mixtura prune`."""
-    return prune_run(given.run, _following(given), keep=given.keep, by=given.by, k=given.k, batches=given.batches)
+    return prune_run(given.run, given, keep=given.keep, by=given.by, k=given.k, batches=given.batches)
 
 
 def branch(given: BranchArguments) -> Path:
     """`mixtura branch`."""
     from mixtura.train.branch import branch as run_branches  # late: chains of imports stay short
 
-    return run_branches(given.run, _following(given), domains=given.domains, jobs=given.jobs)
+    return run_branches(given.run, given, domains=given.domains, clusters=given.clusters, jobs=given.jobs)
 
 
 def merge(given: MergeArguments) -> Path:
     """`mixtura merge`."""
     from mixtura.train.branch import merge_branches  # late: chains of imports stay short
 
-    return merge_branches(given.branches, _following(given), weights=given.weights, k=given.k, router=given.router)
-
-
-def _following(given: UpcycleArguments | PruneArguments | BranchArguments | MergeArguments) -> Next:
-    return Next(name=given.name, steps=given.steps, lr=given.lr, checkpoint=given.checkpoint)
+    return merge_branches(given.branches, given, weights=given.weights, k=given.k, router=given.router)

@@ -27,12 +27,6 @@ from mixtura.train.step import evaluate
 class Next:
     """What becomes of a model that was made from another run's.
 
-    Attributes:
-        name: folder of the new run, beside the old one.
-        steps: train it for so many steps at once; 0: not yet, `resume` does, for as many steps as the old run had.
-        lr: learning rate at its peak; 0: that of the old run.
-        checkpoint: of the old run: "best", "last", or a step.
-
     Raises:
         UserError: a negative number.
 
@@ -42,9 +36,13 @@ class Next:
     """
 
     name: str
+    """Folder of the new run, beside the old one."""
     steps: int = 0
+    """Train for so many steps at once; 0: not yet, and then for as many as the old run had."""
     lr: float = 0.0
+    """Learning rate at its peak; 0: that of the old run."""
     checkpoint: str = "best"
+    """Of the old run: best, last, or the step of a checkpoint."""
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.lr < 0:

@@ -7,7 +7,7 @@ from torch import nn
 import mixtura as mx
 from mixtura.errors import UserError
 from mixtura.models.gpt import GPT, GPTConfig
-from mixtura.surgery.fuse import average_states, fuse, greedy_soup
+from mixtura.surgery.fuse import aim_routers, average_states, fuse, greedy_soup
 from tests.surgery.layers import build
 
 IDS = torch.arange(24).view(2, 12) % 31
@@ -100,3 +100,22 @@ def test_a_fused_mixture_trains():
         nn.functional.cross_entropy(fused(IDS).flatten(0, 1), IDS.flatten()).backward()
     assert fused.blocks[0].feed_forward.router.weight.grad.any()
     assert log["blocks.0.feed_forward"][0].counts_E().sum() == 2 * 24
+
+
+def test_routers_are_aimed_at_the_mean_of_what_each_expert_was_given():
+    layer = build("topk", num_experts=3)
+    a, b, c = (torch.randn(8) + 0.1 * torch.randn(2, 20, 8) for _ in range(3))
+    aim_routers(nn.Sequential(layer), [[a[0], a[1]], [b], [c.flatten(0, 1)]], strength=2.0)
+    rows = torch.stack([part.flatten(0, 1).mean(0) for part in (a, b, c)])
+    rows = rows - rows.mean(0)
+    logits = torch.cat([part.flatten(0, 1) for part in (a, b, c)]) @ rows.T
+    torch.testing.assert_close(layer.router.weight, 2 * rows / logits.std(), rtol=1e-4, atol=1e-5)
+    for number, part in enumerate((a, b, c)):
+        assert (layer.router(part.flatten(0, 1)).first_choice_T() == number).float().mean() > 0.9
+
+
+def test_aiming_needs_data_for_each_expert():
+    with pytest.raises(UserError, match="got 2 sets for the layer with TopK"):
+        aim_routers(build("topk"), [[torch.randn(3, 8)]] * 2)
+    with pytest.raises(UserError, match="router with a matrix, got 4 sets for the layer with"):
+        aim_routers(build("null_experts"), [[torch.randn(3, 8)]] * 4)

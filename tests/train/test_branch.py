@@ -120,22 +120,14 @@ def test_experts_of_the_mixture_are_the_branches_mlps(branches):
         assert torch.equal(state["blocks.0.feed_forward.experts.up_proj"][e], mlp)
 
 
-def test_branches_of_mixtures_join_their_experts(run, tmp_path, monkeypatch):
+def test_branches_of_mixtures_over_clusters_join_their_experts(run, monkeypatch):
     monkeypatch.setattr("mixtura.train.branch._train_all", train_here)
-    text = tmp_path / "more"
-    text.mkdir()
-    config = run / "config.json"
-    facts = json.loads(config.read_text())
-    for name in ("a", "b"):
-        (text / name).mkdir()
-        write_corpus(text / name)
-    (text / "b" / "poem.txt").write_text((text / "b" / "poem.txt").read_text().replace("cat", "dog"))
-    facts["config"]["data"] |= {"path": str(text), "cache": str(tmp_path / "cache")}
-    config.write_text(json.dumps(facts))
-    folder = branch(run, Next(name="sparse", steps=2))
+    folder = branch(run, Next(name="sparse", steps=2), clusters=2)
+    assert list(read_branches(folder)[1]) == ["cluster-0", "cluster-1"]
     merged = load_model(open_run(merge_branches(folder, Next(name="mixture"))), checkpoint="best")[0]
     assert merged.config.num_experts == 8
     assert merged(torch.zeros(1, 4, dtype=torch.long)).isfinite().all()
+    assert list(json.loads((folder / "comparison.json").read_text())["seed"]) == ["cluster-0", "cluster-1", "mean"]
 
 
 def test_what_cannot_be_is_refused(seed, branches, tmp_path):

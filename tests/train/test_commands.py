@@ -4,8 +4,7 @@ import pytest
 
 from mixtura.cli import parse
 from mixtura.train import branch as branches
-from mixtura.train import commands, operate
-from mixtura.train.operate import Next
+from mixtura.train import commands
 from tests.test_cli import refused
 
 
@@ -27,27 +26,30 @@ def test_options_reach_the_functions(monkeypatch):
     given = parse(commands.UpcycleArguments, [*words, "--steps", "5", "--lr", "0.1", "--name", "b"], prog="x")
     assert commands.upcycle(given) == Path("new")
     options = {"num_experts": 4, "k": 1, "init": "split", "router": "switch", "every": 2}
-    assert calls == [(("a", Next(name="b", steps=5, lr=0.1)), options)]
+    assert calls == [(("a", given), options)]
+    assert (given.name, given.steps, given.lr, given.checkpoint) == ("b", 5, 0.1, "best")
 
     calls = heard(monkeypatch, commands, "prune_run")
     words = ["a", "--keep", "0.25", "--by", "random", "--k", "1", "--batches", "3", "--checkpoint", "last"]
-    commands.prune(parse(commands.PruneArguments, words, prog="x"))
+    given = parse(commands.PruneArguments, words, prog="x")
+    commands.prune(given)
     options = {"keep": 0.25, "by": "random", "k": 1, "batches": 3}
-    assert calls == [(("a", Next(name="pruned", checkpoint="last")), options)]
+    assert calls == [(("a", given), options)]
+    assert (given.name, given.checkpoint) == ("pruned", "last")
 
     calls = heard(monkeypatch, branches, "branch")
-    words = ["a", "--steps", "7", "--domains", "x", "y", "--jobs", "3"]
-    commands.branch(parse(commands.BranchArguments, words, prog="x"))
-    assert calls == [(("a", Next(name="branches", steps=7)), {"domains": ("x", "y"), "jobs": 3})]
+    words = ["a", "--steps", "7", "--domains", "x", "y", "--clusters", "4", "--jobs", "3"]
+    given = parse(commands.BranchArguments, words, prog="x")
+    commands.branch(given)
+    assert calls == [(("a", given), {"domains": ("x", "y"), "clusters": 4, "jobs": 3})]
+    assert (given.name, given.steps) == ("branches", 7)
 
     calls = heard(monkeypatch, branches, "merge_branches")
     words = ["a", "--weights", "greedy", "--k", "1", "--router", "switch", "--steps", "9"]
-    commands.merge(parse(commands.MergeArguments, words, prog="x"))
-    assert calls == [(("a", Next(name="mixture", steps=9)), {"weights": "greedy", "k": 1, "router": "switch"})]
-
-
-def test_measures_are_those_of_pruning():
-    assert commands.PruneArguments.__annotations__["by"] is operate.Measure
+    given = parse(commands.MergeArguments, words, prog="x")
+    commands.merge(given)
+    assert calls == [(("a", given), {"weights": "greedy", "k": 1, "router": "switch"})]
+    assert (given.name, given.steps) == ("mixture", 9)
 
 
 @pytest.mark.parametrize(
