@@ -120,8 +120,13 @@ def test_experts_of_the_mixture_are_the_branches_mlps(branches):
         assert torch.equal(state["blocks.0.feed_forward.experts.up_proj"][e], mlp)
 
 
-def test_branches_of_mixtures_over_clusters_join_their_experts(run, monkeypatch):
+def test_branches_of_mixtures_over_clusters_join_their_experts(run, tmp_path, monkeypatch):
     monkeypatch.setattr("mixtura.train.branch._train_all", train_here)
+    file, facts = tmp_path / "mixed.jsonl", json.loads((run / "config.json").read_text())
+    texts = [f"{('the cat', 'def f')[i % 2]} " * (10 + i % 5) + str(i) for i in range(60)]
+    file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    facts["config"]["data"] |= {"path": str(file), "cache": str(tmp_path / "cache")}
+    (run / "config.json").write_text(json.dumps(facts))
     folder = branch(run, Next(name="sparse", steps=2), clusters=2)
     assert list(read_branches(folder)[1]) == ["cluster-0", "cluster-1"]
     merged = load_model(open_run(merge_branches(folder, Next(name="mixture"))), checkpoint="best")[0]

@@ -44,7 +44,7 @@ def centres_of(feature_NB: Tensor, number: int, *, seed: int) -> tuple[Tensor, T
     Source: Gururangan et al. 2023 (Scaling expert language models with unsupervised domain discovery), section 2.1.
 
     Returns:
-        What to weigh the features by (the inverse of how many documents hold each), (B,), and the centres, (number, B).
+        What to weigh the features by, less the more documents hold each: (B,); and the centres: (number, B).
 
     Example:
         >>> weight, centre = centres_of(torch.eye(4)[[0, 0, 1, 1]], 2, seed=0)
@@ -52,7 +52,7 @@ def centres_of(feature_NB: Tensor, number: int, *, seed: int) -> tuple[Tensor, T
         2
     """
     held_B = (feature_NB > 0).sum(0)
-    weight_B = ((1 + feature_NB.shape[0]) / (1 + held_B)).log()
+    weight_B = 1 + ((1 + feature_NB.shape[0]) / (1 + held_B)).log()
     unit_NB = torch.nn.functional.normalize(feature_NB * weight_B, dim=1)
     first = torch.randint(unit_NB.shape[0], (1,), generator=torch.Generator().manual_seed(seed))
     chosen = [int(first)]

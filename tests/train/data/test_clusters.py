@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -34,9 +35,9 @@ def config(tmp_path):
     """One domain whose documents are letters or numbers."""
     words = ["abc", "123"]
     texts = [f"{words[i % 2]} " * (20 + i % 5) + f"{i}" for i in range(80)]
-    (tmp_path / "mixed.txt").write_text("\n\n".join(texts))
+    (tmp_path / "mixed.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     return DataConfig(
-        path=str(tmp_path / "mixed.txt"), seq_len=16, batch_size=4, val_fraction=0.2, cache=str(tmp_path / "cache")
+        path=str(tmp_path / "mixed.jsonl"), seq_len=16, batch_size=4, val_fraction=0.2, cache=str(tmp_path / "cache")
     )
 
 
