@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what _HOME says, for type checkers and editors
     from mixtura import classical as classical
-    from mixtura import hub, kernels, losses, routers
+    from mixtura import hub, kernels, losses, routers, surgery
     from mixtura.config import MoEConfig
     from mixtura.control import BalanceController
     from mixtura.dispatch import Capacity
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what _HOME says, for type checkers and editors
     from mixtura.replays import replay
     from mixtura.roles import freeze, freeze_routing, param_groups, unfreeze_routing
     from mixtura.routing import Routing, Rows
+    from mixtura.surgery.moefy import moefy
 
 __all__ = [
     "MLP",
@@ -39,10 +40,12 @@ __all__ = [
     "hub",
     "kernels",
     "losses",
+    "moefy",
     "param_groups",
     "record",
     "replay",
     "routers",
+    "surgery",
     "unfreeze_routing",
 ]
 __version__ = "0.1.0"
@@ -62,13 +65,14 @@ _HOME = {
     "collect_losses": "mixtura.losses.apply",
     "freeze": "mixtura.roles",
     "freeze_routing": "mixtura.roles",
+    "moefy": "mixtura.surgery.moefy",
     "param_groups": "mixtura.roles",
     "record": "mixtura.observe.record",
     "replay": "mixtura.replays",
     "unfreeze_routing": "mixtura.roles",
 }
 # Not in __all__ is what needs an extra: `from mixtura import *` works with torch alone.
-_MODULES = ("classical", "hub", "kernels", "losses", "routers")
+_MODULES = ("classical", "hub", "kernels", "losses", "routers", "surgery")
 
 
 if not TYPE_CHECKING:  # a type checker knows the names above, and shall report every other

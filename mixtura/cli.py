@@ -1,4 +1,4 @@
-"""The command line: `mixtura train | resume | eval | generate | report | recipes | convert`."""
+"""The command line, `mixtura COMMAND`: USAGE lists the commands."""
 
 import contextlib
 import dataclasses
@@ -26,6 +26,10 @@ USAGE = """usage: mixtura COMMAND [...]
   report RUN                                   look at a run's model again and rewrite its report.html
   recipes                                      the recipes, what they cost and what they reach
   convert SOURCE TARGET [--format FAMILY]      read a Hugging Face checkpoint and write it anew, checked
+  upcycle RUN [--num-experts 8] [--k 2]        a run with a dense model becomes one with mixtures
+  prune RUN [--keep 0.5] [--by reap]           a run without the experts that matter least
+  branch RUN [--steps 500]                     train one branch of a run for each domain of its text
+  merge BRANCHES [--steps N]                   average, ensemble and mixture of branches, compared
 
 `mixtura COMMAND --help` tells more. --debug, anywhere, shows the traceback of an error."""
 
@@ -236,6 +240,30 @@ def _convert(arguments: Sequence[str]) -> None:
         print(f"transformers gives the same logits: relative difference {difference:.1e}")
 
 
+def _upcycle(arguments: Sequence[str]) -> None:
+    from mixtura.train.commands import UpcycleArguments, upcycle
+
+    print(f"run: {upcycle(parse(UpcycleArguments, arguments, prog='mixtura upcycle'))}")
+
+
+def _prune(arguments: Sequence[str]) -> None:
+    from mixtura.train.commands import PruneArguments, prune
+
+    print(f"run: {prune(parse(PruneArguments, arguments, prog='mixtura prune'))}")
+
+
+def _branch(arguments: Sequence[str]) -> None:
+    from mixtura.train.commands import BranchArguments, branch
+
+    print(f"branches: {branch(parse(BranchArguments, arguments, prog='mixtura branch'))}")
+
+
+def _merge(arguments: Sequence[str]) -> None:
+    from mixtura.train.commands import MergeArguments, merge
+
+    print(f"run: {merge(parse(MergeArguments, arguments, prog='mixtura merge'))}")
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": _train,
     "resume": _resume,
@@ -244,6 +272,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "report": _report,
     "recipes": _recipes,
     "convert": _convert,
+    "upcycle": _upcycle,
+    "prune": _prune,
+    "branch": _branch,
+    "merge": _merge,
 }
 
 

@@ -138,24 +138,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return dx_TD * grad, dweight_VD * grad, None
 
 
-def linear_cross_entropy(x_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:
-    """The mean over tokens of -log softmax(x W^T)[target]; the library never holds the logits of all tokens.
+def linear_cross_entropy(x_TD: Tensor, head: nn.Linear, target_T: Tensor) -> Tensor:
+    """The mean over tokens of -log softmax(head(x))[target]; the library never holds the logits of all tokens.
 
     Args:
         x_TD: (T, D) with at least one token.
-        weight_VD: (V, D), the output layer's matrix.
+        head: the output layer, D -> V; called where it is more than a matrix.
         target_T: int64 (T,), below V.
 
     Raises:
         UserError: no tokens.
 
     Example:
-        >>> linear_cross_entropy(torch.zeros(2, 3), torch.zeros(4, 3), torch.tensor([0, 3]))
+        >>> head = nn.Linear(3, 4, bias=False)
+        >>> linear_cross_entropy(torch.zeros(2, 3), head, torch.tensor([0, 3])).detach()
         tensor(1.3863)
     """
     if not x_TD.shape[0]:
         raise UserError("expected at least one token to predict, got none")
-    if dense.can_run(x_TD, weight_VD) and not torch.is_autocast_enabled("cpu"):
-        loss: Tensor = _LinearCrossEntropy.apply(x_TD, weight_VD, target_T)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    is_matrix = type(head) is nn.Linear and head.bias is None
+    if is_matrix and dense.can_run(x_TD, head.weight) and not torch.is_autocast_enabled("cpu"):
+        loss: Tensor = _LinearCrossEntropy.apply(x_TD, head.weight, target_T)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return loss
-    return F.cross_entropy(F.linear(x_TD, weight_VD).float(), target_T)
+    return F.cross_entropy(head(x_TD).float(), target_T)

@@ -299,7 +299,7 @@ class GPT(nn.Module):
             cache.length += length
         x_BLD = self.norm(x_BLD)
         if targets_BL is not None:
-            return linear_cross_entropy(x_BLD.flatten(0, 1), self.head.weight, targets_BL.flatten())
+            return linear_cross_entropy(x_BLD.flatten(0, 1), self.head, targets_BL.flatten())
         logits_BLV: Tensor = self.head(x_BLD)
         return logits_BLV
 

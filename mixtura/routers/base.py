@@ -129,6 +129,7 @@ class Router(nn.Module):
         needs_sequences: tokens of different sequences must not meet, so that their number must be known.
         is_causal: in evaluation a token's routing depends on no later token, as language models need.
         frozen: names of the parameters that `freeze` froze; None: the router learns.
+        offset: (E,), with null experts (E + J,), added to the logits (`mixtura.surgery.close_experts`); None: nothing.
 
     Shapes:
         weight: (E, D), or None with a gate of one's own; with J null experts (E + J, D).
@@ -155,6 +156,7 @@ class Router(nn.Module):
     needs_sequences: ClassVar[bool] = False
     is_causal: ClassVar[bool] = True
     temperature: Tensor | None
+    offset: Tensor | None
 
     def __init__(self, dim: int, num_experts: int, k: int = 1, **options: Unpack[GateOptions]) -> None:
         super().__init__()
@@ -184,6 +186,7 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(self.num_logits, dim)) if has_matrix else None
         self.initial_temperature = 1.0 if temperature is None else float(temperature)
         self.register_buffer("temperature", None if temperature is None else torch.tensor(self.initial_temperature))
+        self.register_buffer("offset", None)
         self._reset_matrix()
 
     @property
@@ -229,7 +232,9 @@ class Router(nn.Module):
                 logits_TE = nn.functional.linear(x_TD, self.weight.to(x_TD.dtype))
             else:
                 logits_TE = self._gate_logits(x_TD, *context)
-            return logits_TE if self.temperature is None else logits_TE / self.temperature.to(logits_TE.dtype)
+            if self.temperature is not None:
+                logits_TE = logits_TE / self.temperature.to(logits_TE.dtype)
+            return logits_TE if self.offset is None else logits_TE + self.offset.to(logits_TE.dtype)
 
     def _gate_logits(self, x_TD: Tensor, *context: Tensor) -> Tensor:
         assert self.gate is not None

@@ -98,6 +98,8 @@ class SigmoidBias(Router):
         logits_TE = self.logits(x_TD)
         score_TE = logits_TE.sigmoid()
         choice_TE = score_TE.detach() + self.bias
+        if self.offset is not None:  # a closed expert is chosen for no bias
+            choice_TE = choice_TE + self.offset
         if self.group_k < self.groups:
             choice_TE = _mask_groups(choice_TE, groups=self.groups, group_k=self.group_k)
         expert_TK = self.top_k(choice_TE)

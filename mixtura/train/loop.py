@@ -107,6 +107,19 @@ def resume(path: str | Path, *, checkpoint: str = "last") -> Path:
     return run.folder
 
 
+def begin(run: Run, model: GPT, corpus: Corpus, *, config: TrainConfig) -> None:
+    """Give a run its checkpoint of step 0, of a model that was made from others, so that `resume` trains it.
+
+    Raises:
+        UserError: the disk is full or cannot be written.
+    """
+    torch.manual_seed(config.seed)
+    optimizer = build_optimizer(model, config.optim)
+    stream = TokenStream(corpus, batch_size=config.data.batch_size, seq_len=config.data.seq_len, seed=config.data.seed)
+    state = _state(optimizer, stream, Counters(), corpus=corpus, controller=build_controller(model, config))
+    save_checkpoint(run, model, state, step=0, best_step=0)
+
+
 def _train(run: Run, model: GPT, corpus: Corpus, *, config: TrainConfig, state: dict[str, Any] | None) -> None:
     """The loop itself: step, measure, now and then evaluate and save."""
     device = model.embedding.weight.device

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixtura.losses.apply import collect_losses
 from mixtura.models.gpt import GPT
@@ -84,7 +84,7 @@ def train_step(
 
 
 @torch.no_grad()
-def evaluate(model: GPT, corpus: Corpus, *, config: TrainConfig, bytes_V: Tensor) -> dict[str, float]:
+def evaluate(model: nn.Module, corpus: Corpus, *, config: TrainConfig, bytes_V: Tensor) -> dict[str, float]:
     """Nats per byte on every domain's held-out text, and their plain mean under "mean".
 
     The model is in evaluation mode meanwhile; random numbers are neither drawn nor disturbed.

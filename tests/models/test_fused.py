@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F  # noqa: N812  # torch's own customary name
 
 from mixtura import UserError
@@ -31,8 +32,8 @@ def same(got, expected, inputs):
 class TestEitherWay:
     @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5), (0, 5)])
     def test_norm_is_torchs(self, shape):
-        ours, theirs, x = fused.RMSNorm(5), torch.nn.RMSNorm(5), torch.randn(shape, requires_grad=True)
-        torch.nn.init.normal_(ours.weight)
+        ours, theirs, x = fused.RMSNorm(5), nn.RMSNorm(5), torch.randn(shape, requires_grad=True)
+        nn.init.normal_(ours.weight)
         theirs.load_state_dict(ours.state_dict())
         same(ours(x), theirs(x), [x])
         ours(x).sum().backward()
@@ -48,25 +49,23 @@ class TestEitherWay:
         same(fused.causal_attention(x, angle.cos(), angle.sin()), expected, [x])
 
     @pytest.mark.parametrize("most", [1, 300, 1 << 20])
-    def test_cross_entropy_is_torchs_in_chunks_of_any_size(self, most, monkeypatch):
+    @pytest.mark.parametrize("bias", [False, True])
+    def test_cross_entropy_is_torchs_in_chunks_of_any_size(self, most, bias, monkeypatch):
         monkeypatch.setattr(fused, "MOST_LOGITS", most)
-        x, weight = torch.randn(150, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
-        target = torch.randint(5, (150,))
-        same(fused.linear_cross_entropy(x, weight, target), F.cross_entropy(x @ weight.T, target), [x, weight])
+        x, head, target = torch.randn(150, 3, requires_grad=True), nn.Linear(3, 5, bias=bias), torch.randint(5, (150,))
+        same(fused.linear_cross_entropy(x, head, target), F.cross_entropy(head(x), target), [x, head.weight])
         with torch.no_grad():
-            torch.testing.assert_close(
-                fused.linear_cross_entropy(x, weight, target), F.cross_entropy(x @ weight.T, target)
-            )
+            torch.testing.assert_close(fused.linear_cross_entropy(x, head, target), F.cross_entropy(head(x), target))
 
     def test_no_token_has_no_loss(self):
         with pytest.raises(UserError, match="expected at least one token"):
-            fused.linear_cross_entropy(torch.zeros(0, 3), torch.zeros(4, 3), torch.zeros(0, dtype=torch.long))
+            fused.linear_cross_entropy(torch.zeros(0, 3), nn.Linear(3, 4), torch.zeros(0, dtype=torch.long))
 
     def test_autocast_rounds_the_products_alone(self):
-        x, weight, target = torch.randn(8, 16), torch.randn(5, 16), torch.randint(5, (8,))
+        x, head, target = torch.randn(8, 16), nn.Linear(16, 5, bias=False), torch.randint(5, (8,))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = fused.linear_cross_entropy(x, weight, target)
-            expected = F.cross_entropy(F.linear(x, weight).float(), target)
+            loss = fused.linear_cross_entropy(x, head, target)
+            expected = F.cross_entropy(head(x).float(), target)
         assert loss.dtype is torch.float32
         torch.testing.assert_close(loss, expected)
 

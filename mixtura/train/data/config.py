@@ -41,6 +41,10 @@ class DataConfig:
     """Held-out tokens evaluated per domain, at most."""
     cache: str = ".cache/mixtura"
     """Folder for the tokens, so that the next start takes less than a second."""
+    domains: tuple[str, ...] = ()
+    """Train on and evaluate these domains only; the tokens are still those of all the text. Empty: all domains."""
+    clusters: int = 0
+    """In place of the text's own domains, so many clusters of documents that are alike. 0: the text's own."""
     max_mb: float = 0
     """Megabytes (10^6 bytes) of text to use per domain, at most. 0: all."""
     seed: int = 0
@@ -66,6 +70,8 @@ class DataConfig:
             )
         if self.max_mb != 0 and not (math.isfinite(self.max_mb) and self.max_mb >= 0.001):
             raise UserError(f"data.max_mb: expected 0 (all the text) or at least 0.001, got {self.max_mb}")
+        if self.clusters < 0 or self.clusters == 1:
+            raise UserError(f"data.clusters: expected 0 or at least 2, got {self.clusters}")
         if self.seed < 0:
             raise UserError(f"data.seed: expected 0 or more, got {self.seed}")
         for name in ("text_column", "cache"):

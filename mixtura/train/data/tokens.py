@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -97,8 +97,66 @@ def prepare(config: DataConfig, *, on_progress: Callable[[str], None] | None = N
             _build(config, reading.documents, reading.report(), folder, say)
             corpus = open_corpus(folder)
         write_file(index, folder.name)
+    corpus = _only(_clustered(corpus, config, say) if config.clusters else corpus, config.domains)
     _check_lengths(corpus, config)
     return corpus
+
+
+def _clustered(corpus: Corpus, config: DataConfig, say: Callable[[str], None]) -> Corpus:
+    """The same tokens with clusters of documents as domains, made once and found again."""
+    folder = corpus.folder.with_name(f"{corpus.folder.name}-{config.clusters}-clusters")
+    found = open_corpus(folder)
+    while found is None:
+        say(f"grouping documents into {config.clusters} clusters")
+        with new_folder(folder, what="the clusters", is_whole=_is_whole) as temporary:
+            _write_clusters(corpus, config, temporary)
+        found = open_corpus(folder)
+    return found
+
+
+def _write_clusters(corpus: Corpus, config: DataConfig, folder: Path) -> None:
+    from mixtura.train.data import arrays, clusters
+
+    end_id, lengths = corpus.tokenizer.end_id, corpus.tokenizer.byte_lengths
+    parts = {
+        name: [document for domain in corpus.domains for document in clusters.split_at(tokens[domain], end_id)]
+        for name, tokens in (("train", corpus.train), ("val", corpus.val))
+    }
+    if len(parts["train"]) < config.clusters:
+        raise UserError(f"data.clusters: expected at most {len(parts['train'])} (documents), got {config.clusters}")
+    counts = {name: clusters.features(documents) for name, documents in parts.items()}
+    found = clusters.centres_of(counts["train"], config.clusters, seed=config.seed)
+    numbers = {name: clusters.nearest(count, *found).tolist() for name, count in counts.items()}
+    rows = []
+    for cluster in range(config.clusters):
+        mine = {
+            name: [document for document, number in zip(parts[name], numbers[name], strict=True) if number == cluster]
+            for name in parts
+        }
+        if not all(mine.values()):
+            raise UserError(
+                f"data.clusters: expected text to learn and to be judged by in each, got none in number {cluster}; "
+                "take fewer, or raise --data.val_fraction"
+            )
+        sizes = [arrays.save(folder / f"{name}-{cluster:04d}.npy", part) for name, part in mine.items()]
+        megabytes = [sum(lengths[t] for document in part for t in document.tolist()) / 1e6 for part in mine.values()]
+        name = f"cluster-{cluster}"
+        rows.append(SummaryRow(name, len(mine["train"]), megabytes[0], len(mine["val"]), megabytes[1], *sizes))
+    corpus.tokenizer.save(folder / "tokenizer.json")
+    meta = {"version": _VERSION, "report": corpus.report, "rows": [row._asdict() for row in rows]}
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+def _only(corpus: Corpus, domains: Sequence[str]) -> Corpus:
+    if unknown := sorted({*domains} - {*corpus.domains}):
+        raise UserError(f"data.domains: expected some of {', '.join(corpus.domains)}, got {', '.join(unknown)}")
+    if not domains:
+        return corpus
+    return replace(
+        corpus,
+        domains=tuple(domain for domain in corpus.domains if domain in domains),
+        rows=tuple(row for row in corpus.rows if row.domain in domains),
+    )
 
 
 def open_corpus(folder: Path) -> Corpus | None:

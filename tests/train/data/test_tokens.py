@@ -208,3 +208,15 @@ def test_the_embedded_corpus_is_the_default(tmp_path):
     corpus = prepare(config)
     assert {"python", "prose"} <= set(corpus.domains)
     assert prepare(config).folder == corpus.folder
+
+
+def test_some_domains_alone_have_the_tokens_of_all(config):
+    config = dataclasses.replace(config, vocab_size=300)
+    whole = prepare(config)
+    part = prepare(dataclasses.replace(config, domains=("numbers",)))
+    assert (part.domains, [row.domain for row in part.summary()]) == (("numbers",), ["numbers"])
+    assert part.folder == whole.folder
+    assert part.tokenizer.vocab_size == 300
+    assert part.train["numbers"].tolist() == whole.train["numbers"].tolist()
+    with pytest.raises(UserError, match=r"data\.domains: expected some of letters, numbers, got words"):
+        prepare(dataclasses.replace(config, domains=("words", "numbers")))
