@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what _HOME says, for type checkers and editors
     from mixtura import classical as classical
-    from mixtura import kernels, losses, routers
+    from mixtura import kernels, losses, parallel, routers
     from mixtura.config import MoEConfig
     from mixtura.control import BalanceController
     from mixtura.dispatch import Capacity
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what _HOME says, for type checkers and editors
     from mixtura.layer import MoE
     from mixtura.losses.apply import attach, collect_losses
     from mixtura.observe.record import record
+    from mixtura.parallel.shard import parallelize
     from mixtura.replays import replay
     from mixtura.roles import freeze, freeze_routing, param_groups, unfreeze_routing
     from mixtura.routing import Routing, Rows
@@ -38,6 +39,8 @@ __all__ = [
     "freeze_routing",
     "kernels",
     "losses",
+    "parallel",
+    "parallelize",
     "param_groups",
     "record",
     "replay",
@@ -61,13 +64,14 @@ _HOME = {
     "collect_losses": "mixtura.losses.apply",
     "freeze": "mixtura.roles",
     "freeze_routing": "mixtura.roles",
+    "parallelize": "mixtura.parallel.shard",
     "param_groups": "mixtura.roles",
     "record": "mixtura.observe.record",
     "replay": "mixtura.replays",
     "unfreeze_routing": "mixtura.roles",
 }
 # Not in __all__ is what needs an extra: `from mixtura import *` works with torch alone.
-_MODULES = ("classical", "kernels", "losses", "routers")
+_MODULES = ("classical", "kernels", "losses", "parallel", "routers")
 
 
 if not TYPE_CHECKING:  # a type checker knows the names above, and shall report every other

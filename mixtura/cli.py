@@ -42,6 +42,14 @@ class ResumeArguments:
     """A run's folder."""
     checkpoint: str = "last"
     """last, best, or the step of a checkpoint; what came after it is dropped."""
+    dp: int = 0
+    """Processes along this axis of the mesh; where no axis is given, the mesh is that of the run."""
+    fsdp: int = 0
+    """As dp."""
+    ep: int = 0
+    """As dp."""
+    tp: int = 0
+    """As dp."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             traceback.print_exc()
-        print("mixtura:", *str(error).splitlines(), file=sys.stderr)
+        print(_sender(), *str(error).splitlines(), file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"mixtura: {interrupt}" if interrupt.args else "mixtura: stopped", file=sys.stderr)
@@ -122,6 +130,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _sender() -> str:
+    """Who speaks: of several processes, which."""
+    return f"mixtura: rank {os.environ['RANK']}:" if os.environ.get("WORLD_SIZE", "1") != "1" else "mixtura:"
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -163,14 +176,17 @@ def _train(arguments: Sequence[str]) -> None:
 
 
 def _resume(arguments: Sequence[str]) -> None:
+    from mixtura.train.config import MeshConfig
     from mixtura.train.loop import resume
 
     given = parse(ResumeArguments, arguments, prog="mixtura resume")
-    _end(resume(given.run, checkpoint=given.checkpoint))
+    axes = {name: size for name in ("dp", "fsdp", "ep", "tp") if (size := getattr(given, name))}
+    _end(resume(given.run, checkpoint=given.checkpoint, mesh=MeshConfig(**axes) if axes else None))
 
 
 def _end(folder: Path) -> None:
-    print(f"report: {folder}/report.html")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"report: {folder}/report.html")
 
 
 def _eval(arguments: Sequence[str]) -> None:
