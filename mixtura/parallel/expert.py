@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,7 @@ class ExpertParallel(nn.Module):
 
     Args:
         experts: built alike on every rank; the first rank's weights count where they are stacked.
-        mesh: one dimension of R <= E ranks, or with a second one, `tp`, over which `TensorParallel` experts are split.
+        mesh: one dimension of R <= E ranks.
         chunks: parts in which rows travel while others are computed; "auto": 2 where there are enough rows.
         payload: None: rows travel as they are; "bf16" or "fp8" (e4m3, one scale per row).
         dim_out: width of the experts' output where it is not the input's.
@@ -215,7 +215,8 @@ class ExpertParallel(nn.Module):
             for following, tensors in after:
                 under_way = Exchange(following, *tensors)
             returning.append(Exchange(plan.back(), self._compute(*here.wait(), traffic=traffic, number=number)))
-        y_ND = torch.cat([y for exchange in returning for y in exchange.wait()])
+        parts_ND = [y for exchange in returning for y in exchange.wait()]
+        y_ND = parts_ND[0] if len(parts_ND) == 1 else torch.cat(parts_ND)
         y_ND = y_ND if back_N is None else y_ND.index_select(0, back_N)
         tail = rows.weight_N.shape[0] - kept
         y_ND = nn.functional.pad(y_ND, (0, 0, 0, tail)) if tail else y_ND
@@ -266,6 +267,11 @@ class ExpertParallel(nn.Module):
         local = {name: p.to_local() for name, p in experts.named_parameters() if isinstance(p, DTensor)}
         y_ND: Tensor = torch.func.functional_call(experts, local, (rows,)) if local else experts(rows)
         return y_ND
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  # torch's own
+        """Switch the mode of what computes here, too, which is no child."""
+        self.inner.train(mode)
+        return super().train(mode)
 
     @property
     def inner(self) -> nn.Module:

@@ -17,6 +17,7 @@ from mixtura.layer import MoE
 from mixtura.parallel.collective import Payload
 from mixtura.parallel.expert import Chunks, ExpertParallel
 from mixtura.parallel.mesh import AXES, complete
+from mixtura.parallel.place import owned
 from mixtura.parallel.tensor import TensorParallel
 
 # Losses that look at every expert's weights, which no rank has once the experts are spread.
@@ -190,7 +191,9 @@ def units(model: nn.Module) -> list[nn.Module]:
         if isinstance(module, MoE | ExpertParallel):
             return
         for child in module.children():
-            if isinstance(module, nn.ModuleList | nn.Sequential):
+            if isinstance(module, nn.ModuleList | nn.Sequential) and not isinstance(
+                child, nn.ModuleList | nn.ModuleDict
+            ):
                 found.append(child)
             else:
                 search(child)
@@ -214,9 +217,15 @@ def _check(layers: dict[str, MoE], meshes: Meshes) -> None:
     spread = [axis for axis in ("ep", "tp") if meshes.size(axis) > 1]
     if spread and not layers:
         raise UserError(f"expected a model with mx.MoE layers for {' and '.join(spread)}, got none; use dp or fsdp")
-    fsdp = meshes.size("fsdp")
+    fsdp, ep = meshes.size("fsdp"), meshes.size("ep")
     for name, layer in layers.items() if spread else ():
         where = f"layer {name or '(the model itself)'}"
+        E = layer.router.num_experts
+        if owned(E, rank=ep - 1, size=ep)[0] == E:
+            raise UserError(
+                f"expected an ep that gives each rank experts in {where}, got ep={ep}, where {-(-E // ep)} each leave "
+                f"none of the {E} for the last; choose an ep that divides {E}"
+            )
         if isinstance(layer.experts, ExpertParallel):
             raise UserError(f"expected experts on one rank in {where}, got experts that are spread already")
         if meshes.size("tp") > 1 and not isinstance(layer.experts, GroupedMLP):

@@ -1,6 +1,7 @@
 """Each expert's hidden width cut over the ranks of a mesh: every rank computes a part of all its experts' units."""
 
 from dataclasses import replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,11 @@ class TensorParallel(nn.Module):
         added = DTensor.from_local(y_ND, self.mesh, [Partial()], run_check=False).redistribute(placements=[Replicate()])
         result: Tensor = added.to_local()
         return result
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  # torch's own
+        """Switch the mode of what computes here, too, which is no child."""
+        self._local[0].train(mode)
+        return super().train(mode)
 
     def _enter(self, x: Tensor) -> Tensor:
         """The same values; on the way back the ranks' gradients are added."""

@@ -119,8 +119,13 @@ def train(case: Case, steps: int = STEPS) -> dict[str, Any]:
     for step in range(steps):
         total = 0.0
         for data_rank in data_ranks:
-            loss = loss_of(model, case, data_rank, step)
-            (loss if case.mesh else loss / len(case.tokens)).backward()
+            if case.mesh:
+                loss = loss_of(model, case, data_rank, step)
+                loss.backward()  # balance losses are attached
+            else:  # where they would not be divided
+                with mx.collect_losses(model) as collected:
+                    loss = loss_of(model, case, data_rank, step)
+                ((loss + collected.total()) / len(case.tokens)).backward()
             total += loss.item() / len(case.tokens)
         norms.append((clip_grad_norm if case.mesh else clip_alone)(model, 0.5).item())
         grads.append({name: plain(p.grad) for name, p in model.named_parameters() if p.grad is not None})

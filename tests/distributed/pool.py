@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import functools
 import importlib
 import multiprocessing
 import os
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-TIMEOUT = 60.0
+TIMEOUT = 20.0
 
 
 def _serve(pipe: Connection, meet: str | None, rank: int, world: int, timeout: float) -> None:
@@ -76,8 +75,15 @@ class Pool:
     def run(self, case: Callable[..., Any], *arguments: Any) -> list[Any]:
         """The value of `case(*arguments)` on each rank; an error on any is the test's failure."""
         outcomes = self.outcomes(case, *arguments)
-        for rank, (kind, value) in enumerate(outcomes):
-            assert kind == "result", f"rank {rank}: {kind}\n{value[2] if value else ''}"
+        if any(kind != "result" for kind, _ in outcomes):
+            _pools.pop(self.world, None)  # the ranks may wait for one another now; the next test gets others
+            self.close()
+        failed = [
+            f"rank {r}: {kind}\n{value[2] if value else ''}"
+            for r, (kind, value) in enumerate(outcomes)
+            if kind != "result"
+        ]
+        assert not failed, "\n".join(sorted(failed, key=lambda text: "RankError" in text))
         return [value for _, value in outcomes]
 
     def close(self) -> None:
@@ -86,16 +92,19 @@ class Pool:
             with contextlib.suppress(BrokenPipeError):  # it has gone already
                 pipe.send(None)
         for process in self.processes:
-            process.join(5)
+            process.join(2)
             if process.is_alive():
                 process.kill()
                 process.join()
         self._folder.cleanup()
 
 
-@functools.cache
+_pools: dict[int, Pool] = {}
+
+
 def world(size: int) -> Pool:
     """Give the pool of so many processes that all tests of this session share."""
-    pool = Pool(size)
-    atexit.register(pool.close)
-    return pool
+    if size not in _pools:
+        _pools[size] = Pool(size)
+        atexit.register(_pools[size].close)
+    return _pools[size]

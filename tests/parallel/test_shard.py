@@ -27,6 +27,7 @@ def put(mesh, options):
 @pytest.mark.parametrize(
     ("mesh", "options", "message"),
     [
+        ({"ep": 4}, {"num": 6}, "got ep=4, where 2 each leave none of the 6 for the last; choose an ep that divides 6"),
         ({"ep": 4}, {"num": 3}, "expected ep of at most E=3, or a multiple of it without fsdp, got ep=4 with fsdp=1"),
         (
             {"fsdp": 2, "ep": 2},
