@@ -5,11 +5,11 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from mixtura.parallel.expert import ExpertParallel
+from mixtura.ranks import ProcessGroup
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def clip_grad_norm(model: nn.Module, max_norm: float) -> Tensor:
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for parameter in model.parameters():
         if parameter.grad is not None:
-            grad = parameter.grad.to_local() if isinstance(parameter.grad, DTensor) else parameter.grad
+            grad = _local(parameter.grad)
             grad.mul_(scale.to(grad.device))
     return norm
 
@@ -45,29 +45,35 @@ def total_norm(model: nn.Module) -> Tensor:
         >>> total_norm(nn.Linear(2, 1)).item()
         0.0
     """
-    # Module experts are different parameters on each rank, and no DTensor says so.
-    apart = {
-        parameter: module.mesh
-        for module in model.modules()
-        if isinstance(module, ExpertParallel) and module.apart
-        for parameter in module.parameters()
-    }
-    groups: dict[tuple[DeviceMesh | None, DeviceMesh | None], list[Tensor]] = defaultdict(list)
+    grads: dict[tuple[ProcessGroup, ...], list[Tensor]] = defaultdict(list)
+    # Module experts are different parameters on each rank, and no DTensor says so. A rank without any takes part.
+    apart: dict[nn.Parameter, ProcessGroup] = {}
+    for module in model.modules():
+        if isinstance(module, ExpertParallel) and module.apart:
+            apart |= dict.fromkeys(module.parameters(), module.mesh.get_group())
+            grads[module.mesh.get_group(),] = []
     for parameter in model.parameters():
         if parameter.grad is not None:
-            on = parameter.grad.device_mesh if isinstance(parameter.grad, DTensor) else None
-            groups[on, apart.get(parameter)].append(parameter.grad)
-    device = next((grads[0].device for grads in groups.values()), torch.device("cpu"))
-    total = torch.zeros((), device=device)
-    elsewhere = {m.mesh: total.clone() for m in model.modules() if isinstance(m, ExpertParallel) and m.apart}
-    for (_, mesh), grads in groups.items():
-        norm = get_total_norm(grads)
-        square = (norm.full_tensor() if isinstance(norm, DTensor) else norm).square()
-        if mesh is None:
-            total += square
-        else:
-            elsewhere[mesh] += square
-    for mesh, square in elsewhere.items():  # a rank without experts has none of these gradients, but takes part
-        dist.all_reduce(square, group=mesh.get_group())
+            elsewhere = (apart[parameter],) if parameter in apart else ()
+            grads[_cut_over(parameter.grad) + elsewhere].append(_local(parameter.grad))
+    total = torch.zeros((), device=next((own[0].device for own in grads.values() if own), None))
+    for groups, own in grads.items():
+        square = get_total_norm(own).to(total).square()
+        for group in groups:
+            dist.all_reduce(square, group=group)
         total += square
     return total.sqrt()
+
+
+def _local(grad: Tensor) -> Tensor:
+    here: Tensor = grad.to_local() if isinstance(grad, DTensor) else grad
+    return here
+
+
+def _cut_over(grad: Tensor) -> tuple[ProcessGroup, ...]:
+    """The groups of ranks over which a gradient is cut; over all others it is the same."""
+    if not isinstance(grad, DTensor):
+        return ()
+    mesh = grad.device_mesh
+    cut = [dim for dim, placement in enumerate(grad.placements) if not placement.is_replicate() and mesh.size(dim) > 1]
+    return tuple(mesh.get_group(dim) for dim in cut)

@@ -129,9 +129,10 @@ def parallelize(
         )
         _fully_shard(layer.experts, meshes.experts, reshard=reshard_after_forward, place=_second_cut)
         scale_gradients(layer.experts, 1 / meshes.size("ep"))
+    scalars = _reduce_scalars(model, meshes.dense)
     for unit in units(model):
-        _fully_shard(unit, meshes.dense, reshard=reshard_after_forward)
-    _fully_shard(model, meshes.dense, reshard=reshard_after_forward)
+        _fully_shard(unit, meshes.dense, reshard=reshard_after_forward, ignored=scalars)
+    _fully_shard(model, meshes.dense, reshard=reshard_after_forward, ignored=scalars)
     return model
 
 
@@ -146,19 +147,47 @@ def _second_cut(parameter: nn.Parameter) -> Shard:
     """
     if not isinstance(parameter, DTensor):
         return Shard(0)
-    cut = {placement.dim for placement in parameter.placements if isinstance(placement, Shard)}
-    return Shard(next(dim for dim in range(parameter.ndim) if dim not in cut))
+    mesh, placements = parameter.device_mesh, parameter.placements
+    cut = {p.dim for dim, p in enumerate(placements) if isinstance(p, Shard) and mesh.size(dim) > 1}
+    # None is left of a bias that ep and tp cut: `_check` has made sure that fsdp does not cut it.
+    return Shard(next((dim for dim in range(parameter.ndim) if dim not in cut), 0))
 
 
 def _fully_shard(
-    module: nn.Module, mesh: DeviceMesh, *, reshard: bool, place: Callable[[nn.Parameter], Shard] | None = None
+    module: nn.Module,
+    mesh: DeviceMesh,
+    *,
+    reshard: bool,
+    place: Callable[[nn.Parameter], Shard] | None = None,
+    ignored: set[nn.Parameter] | None = None,
 ) -> None:
-    fully_shard(module, mesh=mesh, reshard_after_forward=reshard, shard_placement_fn=place)
+    fully_shard(
+        module, mesh=mesh, reshard_after_forward=reshard, shard_placement_fn=place, ignored_params=ignored or None
+    )
     assert isinstance(module, FSDPModule)
     # What one rank did not use must still be reduced with the others' part.
     module.set_reduce_scatter_unused_params(True, recurse=False)
     if dist.get_backend(mesh.get_group(0)) == "gloo":
         module.set_force_sum_reduction_for_comms(True)  # gloo has no mean
+
+
+def _reduce_scalars(model: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
+    """Average the gradients of parameters without dimensions, which FSDP takes none of, as they come; returns them.
+
+    The mean of gradients that already are a mean is that mean: with several backward passes it stays right.
+    """
+    groups = [mesh.get_group(dim) for dim in range(mesh.ndim) if mesh.size(dim) > 1]
+
+    def average(parameter: nn.Parameter) -> None:
+        assert parameter.grad is not None
+        for group in groups:
+            dist.all_reduce(parameter.grad, group=group)
+        parameter.grad /= mesh.size()
+
+    scalars = {parameter for parameter in model.parameters() if parameter.ndim == 0}
+    for parameter in scalars:
+        parameter.register_post_accumulate_grad_hook(average)
+    return scalars
 
 
 def scale_gradients(module: nn.Module, factor: float) -> None:
