@@ -53,7 +53,7 @@ def place_experts(loads: Sequence[float], *, ranks: int, copies: int = 0) -> Pla
 
     Example:
         >>> place_experts([8, 1, 1, 6], ranks=2).experts
-        ((0, 1), (2, 3))
+        ((0, 2), (1, 3))
         >>> place_experts([9, 1, 1], ranks=2, copies=1).experts
         ((0, 1), (0, 2))
     """

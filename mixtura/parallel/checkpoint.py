@@ -4,8 +4,10 @@ A checkpoint is a folder that every rank writes its part of. It names tensors an
 of processes, another mesh or one process alone read it to the same bits.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,8 @@ class Saver:
         self.wait()
         state = _state(model, optimizer)
         if self._group is None:
-            dcp.save(state, checkpoint_id=str(folder), no_dist=True)
+            with _one_process():
+                dcp.save(state, checkpoint_id=str(folder), no_dist=True)
             return
         pending = dcp.async_save(state, checkpoint_id=str(folder), process_group=self._group)
         assert isinstance(pending, Future)
@@ -114,7 +117,8 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> No
         raise UserError(
             f"expected a checkpoint of this model and optimizer in {str(folder)!r}, got one without {missing[0]}"
         )
-    dcp.load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
+    with _one_process():
+        dcp.load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
     set_state_dict(
         model,
         [optimizer],
@@ -163,7 +167,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         if name.startswith("model.") and isinstance(entry, TensorStorageMetadata)
     }
     state = {"model": {name.removeprefix("model."): tensor for name, tensor in weights.items()}}
-    dcp.load(state, checkpoint_id=str(folder), no_dist=True)
+    with _one_process():
+        dcp.load(state, checkpoint_id=str(folder), no_dist=True)
     return state["model"]
 
 
@@ -181,7 +186,16 @@ def export_safetensors(folder: Path, out: Path) -> None:
         writer = dcp.HuggingFaceStorageWriter(str(out))
     except ImportError as error:
         raise UserError("safetensors is not installed; run: pip install 'mixtura[train]'") from error
-    dcp.save(read_weights(folder), storage_writer=writer, no_dist=True)
+    with _one_process():
+        dcp.save(read_weights(folder), storage_writer=writer, no_dist=True)
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """Torch warns where it is asked to do without other processes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
 
 
 def _check_whole(folder: Path) -> None:

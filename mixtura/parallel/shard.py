@@ -161,6 +161,8 @@ def _fully_shard(
     place: Callable[[nn.Parameter], Shard] | None = None,
     ignored: set[nn.Parameter] | None = None,
 ) -> None:
+    if isinstance(module, MoE):
+        module.register_forward_hook(_own_memory)
     fully_shard(
         module, mesh=mesh, reshard_after_forward=reshard, shard_placement_fn=place, ignored_params=ignored or None
     )
@@ -169,6 +171,11 @@ def _fully_shard(
     module.set_reduce_scatter_unused_params(True, recurse=False)
     if dist.get_backend(mesh.get_group(0)) == "gloo":
         module.set_force_sum_reduction_for_comms(True)  # gloo has no mean
+
+
+def _own_memory(_: nn.Module, __: object, y: Tensor) -> Tensor:
+    """FSDP hangs its hook on a module's output, which a layer gives as a view: an in-place change would lose it."""
+    return y.clone()
 
 
 def _reduce_scalars(model: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:

@@ -31,7 +31,7 @@ def put(mesh, options):
         ({"ep": 4}, {"num": 3}, "expected ep of at most E=3, or a multiple of it without fsdp, got ep=4 with fsdp=1"),
         (
             {"fsdp": 2, "ep": 2},
-            {"hidden": 7, "modules": False},
+            {"dim": 7},
             "expected experts that fsdp=2 can cut along dimension 1",
         ),
         ({"tp": 4}, {"hidden": 6}, "expected a hidden width that tp=4 divides, got 6"),
