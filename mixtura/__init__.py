@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what _HOME says, for type checkers and editors
     from mixtura import classical as classical
-    from mixtura import kernels, losses, parallel, routers
+    from mixtura import kernels, losses, routers
+    from mixtura import parallel as parallel
     from mixtura.config import MoEConfig
     from mixtura.control import BalanceController
     from mixtura.dispatch import Capacity
@@ -17,7 +18,7 @@ if TYPE_CHECKING:  # what _HOME says, for type checkers and editors
     from mixtura.layer import MoE
     from mixtura.losses.apply import attach, collect_losses
     from mixtura.observe.record import record
-    from mixtura.parallel.shard import parallelize
+    from mixtura.parallel.shard import parallelize as parallelize
     from mixtura.replays import replay
     from mixtura.roles import freeze, freeze_routing, param_groups, unfreeze_routing
     from mixtura.routing import Routing, Rows
@@ -39,8 +40,6 @@ __all__ = [
     "freeze_routing",
     "kernels",
     "losses",
-    "parallel",
-    "parallelize",
     "param_groups",
     "record",
     "replay",
@@ -70,7 +69,7 @@ _HOME = {
     "replay": "mixtura.replays",
     "unfreeze_routing": "mixtura.roles",
 }
-# Not in __all__ is what needs an extra: `from mixtura import *` works with torch alone.
+# Not in __all__ is what needs an extra, or seconds: `from mixtura import *` works with torch alone, and soon.
 _MODULES = ("classical", "kernels", "losses", "parallel", "routers")
 
 

@@ -29,12 +29,12 @@ USAGE = """usage: mixtura COMMAND [...]
 `mixtura COMMAND --help` tells more. --debug, anywhere, shows the traceback of an error."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResumeArguments:
     """Continue an interrupted run to the very same numbers as if it had never stopped.
 
     Example:
-        >>> ResumeArguments("runs/latest").checkpoint
+        >>> ResumeArguments(run="runs/latest").checkpoint
         'last'
     """
 

@@ -14,9 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as read
+from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.checkpoint.state_dict_saver import save as write
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mixtura.errors import UserError
@@ -54,9 +58,9 @@ class Saver:
         state = _state(model, optimizer)
         if self._group is None:
             with _one_process():
-                dcp.save(state, checkpoint_id=str(folder), no_dist=True)
+                write(state, checkpoint_id=str(folder), no_dist=True)
             return
-        pending = dcp.async_save(state, checkpoint_id=str(folder), process_group=self._group)
+        pending = async_save(state, checkpoint_id=str(folder), process_group=self._group)
         assert isinstance(pending, Future)
         self._pending = pending
 
@@ -118,7 +122,7 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> No
             f"expected a checkpoint of this model and optimizer in {str(folder)!r}, got one without {missing[0]}"
         )
     with _one_process():
-        dcp.load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
+        read(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
     set_state_dict(
         model,
         [optimizer],
@@ -168,7 +172,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     }
     state = {"model": {name.removeprefix("model."): tensor for name, tensor in weights.items()}}
     with _one_process():
-        dcp.load(state, checkpoint_id=str(folder), no_dist=True)
+        read(state, checkpoint_id=str(folder), no_dist=True)
     return state["model"]
 
 
@@ -183,11 +187,11 @@ def export_safetensors(folder: Path, out: Path) -> None:
         UserError: no whole checkpoint; safetensors is not installed.
     """
     try:
-        writer = dcp.HuggingFaceStorageWriter(str(out))
+        writer = HuggingFaceStorageWriter(str(out))
     except ImportError as error:
         raise UserError("safetensors is not installed; run: pip install 'mixtura[train]'") from error
     with _one_process():
-        dcp.save(read_weights(folder), storage_writer=writer, no_dist=True)
+        write(read_weights(folder), storage_writer=writer, no_dist=True)
 
 
 @contextmanager
@@ -204,7 +208,7 @@ def _check_whole(folder: Path) -> None:
 
 
 def _contents(folder: Path) -> Mapping[str, Any]:
-    return dcp.FileSystemReader(str(folder)).read_metadata().state_dict_metadata
+    return FileSystemReader(str(folder)).read_metadata().state_dict_metadata
 
 
 def _raw_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -162,8 +162,8 @@ class ExpertParallel(nn.Module):
             raise UserError(f'expected chunks of at least 1, or "auto", got {chunks}')
         check_payload(payload)
         self.num_experts, self.row_shape = num_experts, getattr(experts, "row_shape", None)
-        if hasattr(experts, "dim"):
-            self.dim: int = experts.dim
+        if isinstance(dim := getattr(experts, "dim", None), int):
+            self.dim = dim
         self.mesh, self.chunks, self.payload = mesh, chunks, payload
         self.dim_out, self.layer, self.state = dim_out, layer, state
         self.first, self.last = owned(num_experts, rank=mesh.get_local_rank(), size=mesh.size())

@@ -28,7 +28,6 @@ from mixtura.train.reports import Reports
 from mixtura.train.run import Run, create_run, new_run_folder, open_run
 from mixtura.train.setup import build_controller, build_model, check_start, fit_to_corpus, require_for_training
 from mixtura.train.step import evaluate, train_step
-from mixtura.train.weights import Weights
 from mixtura.train.world import World, processes, restarted
 
 
@@ -126,17 +125,12 @@ def resume(path: str | Path, *, checkpoint: str = "last", mesh: MeshConfig | Non
 
 def _train(run: Run, model: GPT, corpus: Corpus, *, config: TrainConfig, checkpoint: Path | None, world: World) -> None:
     """The loop itself: step, measure, now and then evaluate and save."""
+    from mixtura.train.weights import Weights  # late: the longest chain of imports would start here
+
     device = model.embedding.weight.device
     bytes_V = torch.tensor(corpus.tokenizer.byte_lengths, dtype=torch.float32, device=device)
     weights = Weights(model, config=config, world=world, checkpoint=checkpoint)
-    stream = TokenStream(
-        corpus,
-        batch_size=config.data.batch_size,
-        seq_len=config.data.seq_len,
-        seed=config.data.seed,
-        rank=world.data_rank,
-        world_size=world.data_size,
-    )
+    stream = _stream(corpus, config, world)
     controller = build_controller(model, config)
     counters = Counters()
     if checkpoint is not None:
@@ -181,6 +175,12 @@ def _train(run: Run, model: GPT, corpus: Corpus, *, config: TrainConfig, checkpo
                 raise KeyboardInterrupt(f"stopped after step {counters.step}, which is saved; {run.advice}")
     if world.is_first:
         finish(run, weights.whole(run), corpus=corpus, config=config)
+
+
+def _stream(corpus: Corpus, config: TrainConfig, world: World) -> TokenStream:
+    data = config.data
+    where = {"rank": world.data_rank, "world_size": world.data_size}
+    return TokenStream(corpus, batch_size=data.batch_size, seq_len=data.seq_len, seed=data.seed, **where)
 
 
 def _restore(

@@ -73,9 +73,7 @@ class World:
         """Nested dicts and lists of floats, each the mean over all ranks, which must have the same names."""
         if self.mesh is None:
             return values
-        flat: list[float] = []
-        _visit(values, lambda value: flat.append(value) or value)
-        total = torch.tensor(flat, dtype=torch.float64, device=self._device())
+        total = torch.tensor(_flat(values), dtype=torch.float64, device=self._device())
         dist.all_reduce(total)
         means = iter((total / dist.get_world_size()).tolist())
         found: dict[str, Any] = _visit(values, lambda _: next(means))
@@ -84,6 +82,12 @@ class World:
     def _device(self) -> torch.device:
         assert self.mesh is not None
         return torch.device(self.mesh.device_type)
+
+
+def _flat(values: Any) -> list[float]:
+    if isinstance(values, dict):
+        return [number for value in values.values() for number in _flat(value)]
+    return [number for value in values for number in _flat(value)] if isinstance(values, list) else [values]
 
 
 def _visit(values: Any, change: Callable[[float], Any]) -> Any:

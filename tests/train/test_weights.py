@@ -70,20 +70,20 @@ def test_two_processes_train_as_one(two, alone, tmp_path, axis):
 
 @pytest.mark.parametrize("before", ["one", "two"])
 def test_a_run_goes_on_with_another_mesh(two, alone, tmp_path, before):
-    """Twelve steps: the first eight on experts apart or on one process, the rest on copies."""
+    """Twelve steps: the first ten on experts apart or on one process, the rest elsewhere."""
     mesh = {"mesh__ep": 2, "data__batch_size": 4} if before == "two" else {"data__batch_size": 8}
     arguments = command(tmp_path, **EVEN, **mesh)
     found = tmp_path / "runs" / "tiny"
     if before == "two":
         assert two.run(run, arguments, free_port(), 2) == [(0, "")] * 2
-        resumed = ["resume", str(found), "--checkpoint", "8", "--dp", "2", "--ep", "1"]
+        resumed = ["resume", str(found), "--checkpoint", "10", "--dp", "2"]
         assert two.run(run, resumed, free_port(), 2) == [(0, "")] * 2
         close(rows(found), rows(alone / "runs" / "tiny"))
         return
     assert main(arguments) == 0
     config = found / "config.json"
     config.write_text(config.read_text().replace('"batch_size": 8', '"batch_size": 4'))
-    assert two.run(run, ["resume", str(found), "--checkpoint", "8", "--ep", "2"], free_port(), 2) == [(0, "")] * 2
+    assert two.run(run, ["resume", str(found), "--checkpoint", "10", "--ep", "2"], free_port(), 2) == [(0, "")] * 2
     close(rows(found), rows(alone / "runs" / "tiny"))
     assert main(["eval", str(found), "--checkpoint", "last"]) == 0
 
