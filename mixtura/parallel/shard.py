@@ -80,6 +80,7 @@ def parallelize(
     *,
     chunks: Chunks = 1,
     payload: Payload | None = None,
+    dim_out: int | None = None,
     reshard_after_forward: bool = True,
 ) -> nn.Module:
     """Put a model with mixtures on a mesh, in place; it is called and trained as before.
@@ -100,6 +101,7 @@ def parallelize(
         mesh: of all ranks, with axes among dp, fsdp, ep, tp in this order.
         chunks: see `ExpertParallel`.
         payload: see `ExpertParallel`.
+        dim_out: see `ExpertParallel`; of every layer.
         reshard_after_forward: with `fsdp`, free gathered parameters between forward and backward pass.
 
     Raises:
@@ -125,7 +127,13 @@ def parallelize(
             assert isinstance(experts, GroupedMLP)
             experts = TensorParallel(experts, meshes.full["ep", "tp"])
         layer.experts = ExpertParallel(
-            experts, meshes.full["ep"], chunks=chunks, payload=payload, layer=name, state=partial(_state, layer)
+            experts,
+            meshes.full["ep"],
+            chunks=chunks,
+            payload=payload,
+            dim_out=dim_out,
+            layer=name,
+            state=partial(_state, layer),
         )
         _fully_shard(layer.experts, meshes.experts, reshard=reshard_after_forward, place=_second_cut)
         scale_gradients(layer.experts, 1 / meshes.size("ep"))

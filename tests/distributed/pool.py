@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
+CASES = 8
 
 
 def _serve(pipe: Connection, meet: str | None, rank: int, world: int, timeout: float) -> None:
@@ -44,7 +45,7 @@ class Pool:
     """`world` processes in one gloo group; not `grouped`: each by itself, to meet in a group of the case's own."""
 
     def __init__(self, world: int, *, timeout: float = TIMEOUT, grouped: bool = True) -> None:
-        self.world = world
+        self.world, self.cases = world, 0
         self._folder = tempfile.TemporaryDirectory()
         meet = Path(self._folder.name, "meet").as_uri() if grouped else None
         # Forked from one process that has imported everything: starting one is then a matter of milliseconds.
@@ -61,6 +62,7 @@ class Pool:
 
     def outcomes(self, case: Callable[..., Any], *arguments: Any, limit: float = 2 * TIMEOUT) -> list[tuple[str, Any]]:
         """Run a case on every rank: ("result", value), ("error", (type, text, traceback)), "hangs" or "gone"."""
+        self.cases += 1
         for pipe in self._pipes:
             pipe.send((case.__module__, case.__name__, arguments))
         found = []
@@ -103,7 +105,9 @@ _pools: dict[int, Pool] = {}
 
 
 def world(size: int) -> Pool:
-    """Give the pool of so many processes that all tests of this session share."""
+    """Give the pool of so many processes that tests share; now and then a fresh one, for groups of ranks pile up."""
+    if size in _pools and _pools[size].cases >= CASES:
+        _pools.pop(size).close()
     if size not in _pools:
         _pools[size] = Pool(size)
         atexit.register(_pools[size].close)
