@@ -78,10 +78,12 @@ def _encode(x: Tensor, payload: Payload | None) -> Tensor:
     """What travels: the rows themselves, or bytes (N, width)."""
     if payload is None or x.ndim == 1:
         return x.contiguous()
+    # Bytes can be seen only behind ordinary strides, which gradients that were expanded do not have.
     if payload == "bf16":
-        return x.to(torch.bfloat16).contiguous().view(torch.uint8)
+        return x.to(torch.bfloat16, copy=True, memory_format=torch.contiguous_format).view(torch.uint8)
     largest = torch.finfo(torch.float8_e4m3fn).max
     scale_N1 = x.abs().amax(1, keepdim=True).float().clamp(min=torch.finfo(torch.float32).tiny * largest) / largest
+    scale_N1 = scale_N1.clone(memory_format=torch.contiguous_format)
     small = (x.float() / scale_N1).to(torch.float8_e4m3fn)
     return torch.cat([scale_N1.view(torch.uint8), small.view(torch.uint8)], dim=1)
 

@@ -7,7 +7,7 @@ import torch
 from torch import distributed as dist
 
 import mixtura as mx
-from mixtura.parallel.collective import Exchange, Plan, check_payload
+from mixtura.parallel.collective import Exchange, Plan, _decode, _encode, check_payload
 from mixtura.parallel.expert import ExpertParallel
 from mixtura.parallel.mesh import make_mesh
 from tests.distributed.pool import Pool, world
@@ -44,6 +44,15 @@ def test_fp8_rows_keep_three_bits():
     exact = world(2).run(swapped, None)[1]
     torch.testing.assert_close(torch.tensor(second[0]), torch.tensor(exact[0]), rtol=2**-4, atol=1e-6)
     torch.testing.assert_close(torch.tensor(second[2]), torch.tensor(exact[2]), rtol=2**-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+@pytest.mark.parametrize("payload", [None, "bf16", "fp8"])
+def test_any_strides_travel(rows, payload):
+    x = torch.randn(rows, 4)
+    for y in (x, x[:, :1].expand(rows, 4), x.T.contiguous().T, torch.zeros(rows, 4)):
+        found = _decode(_encode(y, payload), y.dtype, payload)
+        torch.testing.assert_close(found, y, rtol=0 if payload is None else 2**-4, atol=1e-6)
 
 
 def test_unknown_payload():
