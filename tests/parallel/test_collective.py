@@ -1,5 +1,7 @@
 """The exchange of rows: values, gradients, bytes on the wire, and what happens when a rank is not there."""
 
+import os
+import signal
 from contextlib import contextmanager
 
 import pytest
@@ -119,5 +121,24 @@ def test_a_rank_that_does_not_come_is_an_error_and_no_hang():
         assert (kind, error[0]) == ("error", "RankError")
         assert error[1].startswith("rank 0 of 2, layer blocks.3: exchange of rows with ranks [0, 1] failed: ")
         assert error[1].endswith("a rank of the group died, skipped this layer, or is slower than the group's time-out")
+    finally:
+        pool.close()
+
+
+def exchange_or_die():
+    plan = Plan(sent=(1, 1), received=(1, 1), group=dist.group.WORLD, layer="blocks.3")
+    Exchange(plan, torch.zeros(2, 1)).wait()
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    Exchange(plan, torch.zeros(2, 1)).wait()
+
+
+def test_a_rank_that_dies_is_an_error_of_the_others():
+    pool = Pool(2, timeout=10)
+    try:
+        (kind, error), second = pool.outcomes(exchange_or_die)
+        assert second == ("gone", None)
+        assert (kind, error[0]) == ("error", "RankError")
+        assert error[1].startswith("rank 0 of 2, layer blocks.3: exchange of rows with ranks [0, 1] failed: ")
     finally:
         pool.close()
