@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what _HOME says, for type checkers and editors
     from mixtura import classical as classical
     from mixtura import hub, kernels, losses, routers, surgery
+    from mixtura import parallel as parallel
     from mixtura.config import MoEConfig
     from mixtura.control import BalanceController
     from mixtura.dispatch import Capacity
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # what _HOME says, for type checkers and editors
     from mixtura.layer import MoE
     from mixtura.losses.apply import attach, collect_losses
     from mixtura.observe.record import record
+    from mixtura.parallel.shard import parallelize as parallelize
     from mixtura.replays import replay
     from mixtura.roles import freeze, freeze_routing, param_groups, unfreeze_routing
     from mixtura.routing import Routing, Rows
@@ -66,13 +68,14 @@ _HOME = {
     "freeze": "mixtura.roles",
     "freeze_routing": "mixtura.roles",
     "moefy": "mixtura.surgery.moefy",
+    "parallelize": "mixtura.parallel.shard",
     "param_groups": "mixtura.roles",
     "record": "mixtura.observe.record",
     "replay": "mixtura.replays",
     "unfreeze_routing": "mixtura.roles",
 }
-# Not in __all__ is what needs an extra: `from mixtura import *` works with torch alone.
-_MODULES = ("classical", "hub", "kernels", "losses", "routers", "surgery")
+# Not in __all__ is what needs an extra, or seconds: `from mixtura import *` works with torch alone, and soon.
+_MODULES = ("classical", "hub", "kernels", "losses", "parallel", "routers", "surgery")
 
 
 if not TYPE_CHECKING:  # a type checker knows the names above, and shall report every other

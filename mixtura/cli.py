@@ -34,12 +34,12 @@ USAGE = """usage: mixtura COMMAND [...]
 `mixtura COMMAND --help` tells more. --debug, anywhere, shows the traceback of an error."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResumeArguments:
     """Continue an interrupted run to the very same numbers as if it had never stopped.
 
     Example:
-        >>> ResumeArguments("runs/latest").checkpoint
+        >>> ResumeArguments(run="runs/latest").checkpoint
         'last'
     """
 
@@ -47,6 +47,14 @@ class ResumeArguments:
     """A run's folder."""
     checkpoint: str = "last"
     """last, best, or the step of a checkpoint; what came after it is dropped."""
+    dp: int = 0
+    """Processes along this axis of the mesh; where no axis is given, the mesh is that of the run."""
+    fsdp: int = 0
+    """As dp."""
+    ep: int = 0
+    """As dp."""
+    tp: int = 0
+    """As dp."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             traceback.print_exc()
-        print("mixtura:", *str(error).splitlines(), file=sys.stderr)
+        print(_sender(), *str(error).splitlines(), file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"mixtura: {interrupt}" if interrupt.args else "mixtura: stopped", file=sys.stderr)
@@ -146,6 +154,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _sender() -> str:
+    """Who speaks: of several processes, which."""
+    return f"mixtura: rank {os.environ['RANK']}:" if os.environ.get("WORLD_SIZE", "1") != "1" else "mixtura:"
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -187,14 +200,17 @@ def _train(arguments: Sequence[str]) -> None:
 
 
 def _resume(arguments: Sequence[str]) -> None:
+    from mixtura.train.config import MeshConfig
     from mixtura.train.loop import resume
 
     given = parse(ResumeArguments, arguments, prog="mixtura resume")
-    _end(resume(given.run, checkpoint=given.checkpoint))
+    axes = {name: size for name in ("dp", "fsdp", "ep", "tp") if (size := getattr(given, name))}
+    _end(resume(given.run, checkpoint=given.checkpoint, mesh=MeshConfig(**axes) if axes else None))
 
 
 def _end(folder: Path) -> None:
-    print(f"report: {folder}/report.html")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"report: {folder}/report.html")
 
 
 def _eval(arguments: Sequence[str]) -> None:

@@ -149,12 +149,18 @@ class MoE(nn.Module):
     def _combine(self, rows: Rows, x_TD: Tensor, *, bypass_TD: Tensor | None) -> Tensor:
         if self.pooling == "vote" and not self.training:
             return vote(rows, self.experts)
-        y_TD: Tensor = rows.combine(self.experts(rows)).to(x_TD.dtype)
+        shared_TD: Tensor | None = None
+        if (shared := self.shared) is not None and getattr(self.experts, "runs_beside", False):
+            # The rows are on their way to other ranks meanwhile.
+            y_ND, shared_TD = self.experts(rows, meanwhile=lambda: shared(x_TD))
+        else:
+            y_ND = self.experts(rows)
+        y_TD: Tensor = rows.combine(y_ND).to(x_TD.dtype)
         if bypass_TD is not None:
             y_TD = y_TD + bypass_TD.to(y_TD.dtype)
-        if self.shared is None:
+        if shared is None:
             return y_TD
-        shared_TD: Tensor = self.shared(x_TD)
+        shared_TD = shared(x_TD) if shared_TD is None else shared_TD
         if self.shared_gate is None:
             return y_TD + shared_TD.to(y_TD.dtype)
         score = self.shared_gate(x_TD)

@@ -18,11 +18,22 @@ from mixtura.train.files import new_folder, writing
 from mixtura.train.run import Run, point_link
 
 KEEP = 2
+PARTS = "parts"
 STATE = {"counters", "optimizer", "stream", "random", "corpus"}
 
 
-def save_checkpoint(run: Run, model: nn.Module, state: Mapping[str, Any], *, step: int, best_step: int) -> Path:
+def save_checkpoint(
+    run: Run, model: nn.Module, state: Mapping[str, Any], *, step: int, best_step: int, parts: Path | None = None
+) -> Path:
     """Write the checkpoint of a step, then delete those that are neither among the last two nor the best.
+
+    Args:
+        run: whose checkpoint it is.
+        model: whole, on one process.
+        state: everything but the weights.
+        step: the checkpoint's.
+        best_step: the best one's.
+        parts: a folder on the same disk that becomes the checkpoint's `parts`: what the processes of a mesh wrote.
 
     Raises:
         UserError: the disk is full or cannot be written; older checkpoints are untouched.
@@ -30,6 +41,8 @@ def save_checkpoint(run: Run, model: nn.Module, state: Mapping[str, Any], *, ste
     folder = run.checkpoints / f"step-{step:06d}"
     with new_folder(folder, what="the checkpoint", advice=run.advice) as temporary:
         _write(temporary, model, state, advice=run.advice)
+        if parts is not None:
+            parts.rename(temporary / PARTS)
     best = run.checkpoints / f"step-{best_step:06d}"
     if best.is_dir():  # also where a crash came between an earlier checkpoint and its link
         point_link(run.checkpoints / "best", best.name)

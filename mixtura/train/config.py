@@ -33,6 +33,41 @@ class BalanceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How many processes share a run, and what each of them has; see docs/parallel.md.
+
+    Raises:
+        UserError: a value out of its range.
+
+    Example:
+        >>> MeshConfig(dp=2, ep=2).tp
+        1
+    """
+
+    dp: int = 1
+    """Groups of processes with a copy of everything."""
+    fsdp: int = 1
+    """Processes over which parameters, gradients and optimizer state are cut."""
+    ep: int = 1
+    """Processes over which the experts are spread."""
+    tp: int = 1
+    """Processes over which each expert's hidden width is cut."""
+    chunks: int = 1
+    """Parts in which rows travel to other processes while others are computed."""
+    payload: Literal["whole", "bf16", "fp8"] = "whole"
+    """Form in which rows travel; whole: as they are."""
+    timeout: float = 600.0
+    """Seconds after which a process gives up waiting for another."""
+
+    def __post_init__(self) -> None:
+        for name in ("dp", "fsdp", "ep", "tp", "chunks"):
+            if getattr(self, name) < 1:
+                raise UserError(f"mesh.{name}: expected at least 1, got {getattr(self, name)}")
+        if not self.timeout > 0:
+            raise UserError(f"mesh.timeout: expected more than 0 seconds, got {self.timeout}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything a run depends on.
 
@@ -50,6 +85,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     balance: BalanceConfig = field(default_factory=BalanceConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     steps: int = 1000
     """Optimizer steps."""
     accumulate: int = 1

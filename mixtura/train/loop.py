@@ -1,5 +1,6 @@
 """The training loop: from a configuration to a run's folder with metrics, checkpoints and a report."""
 
+import shutil
 import signal
 import threading
 import time
@@ -15,19 +16,19 @@ from mixtura.control import BalanceController
 from mixtura.errors import UserError
 from mixtura.models.count import count_parameters
 from mixtura.models.gpt import GPT
-from mixtura.train.board import Board
-from mixtura.train.checkpoint import find_checkpoint, go_back, load_state, load_weights, save_checkpoint
-from mixtura.train.config import TrainConfig
+from mixtura.train.checkpoint import find_checkpoint, go_back, list_checkpoints, load_state
+from mixtura.train.config import MeshConfig, TrainConfig
 from mixtura.train.data.stream import TokenStream
 from mixtura.train.data.tokens import Corpus, prepare
 from mixtura.train.device import choose_device, keep_freed_memory, random_state, set_random_state
-from mixtura.train.metrics import MetricsFile, lines_up_to, measure, number
+from mixtura.train.metrics import lines_up_to, measure, number
 from mixtura.train.observations import finish
-from mixtura.train.optim import build_optimizer
-from mixtura.train.progress import Progress, say
+from mixtura.train.progress import say
+from mixtura.train.reports import Reports
 from mixtura.train.run import Run, create_run, new_run_folder, open_run
 from mixtura.train.setup import build_controller, build_model, check_start, fit_to_corpus, require_for_training
 from mixtura.train.step import evaluate, train_step
+from mixtura.train.world import World, processes, restarted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,33 +56,47 @@ class Counters:
 
 
 def train(config: TrainConfig) -> Path:
-    """Train from the start; returns the run's folder.
+    """Train from the start; returns the run's folder. Processes that torchrun starts again go on where they were.
 
     Raises:
         UserError: anything wrong with the configuration, the data, or the disk.
         KeyboardInterrupt: after a Ctrl-C, with a checkpoint saved.
     """
     check_start(config)
-    new_run_folder(config)
-    keep_freed_memory()
-    device = choose_device(config)
-    corpus = prepare(config.data, on_progress=say)
-    config = fit_to_corpus(config, corpus)
-    torch.manual_seed(config.seed)
-    model = build_model(config).to(device)
-    count = count_parameters(model)
-    run = create_run(config, parameters=count, tokenizer=corpus.tokenizer, device=device)
-    for row in corpus.summary():
-        say(f"{row.domain:>12}  train {row.train_mb:7.2f} MB   held out {row.val_mb:6.2f} MB")
-    say(f"{run.folder}: {count.total:,} parameters, {count.active:,} active per token")
-    _train(run, model, corpus, config=config, state=None)
+    if restarted() and config.name and list_checkpoints(known := Run(Path(config.out, config.name))):
+        return resume(known.folder)
+    with processes(config) as world:
+        if world.is_first and restarted() and config.name:
+            # What failed before its first checkpoint has left nothing to go on from.
+            shutil.rmtree(Path(config.out, config.name), ignore_errors=True)
+        if world.is_first:
+            new_run_folder(config)
+        keep_freed_memory()
+        device = choose_device(config)
+        corpus = world.first(lambda: prepare(config.data, on_progress=say if world.is_first else None))
+        config = fit_to_corpus(config, corpus)
+        torch.manual_seed(config.seed)
+        model = build_model(config).to(device)
+        count = count_parameters(model)
+        if world.is_first:
+            run = create_run(config, parameters=count, tokenizer=corpus.tokenizer, device=device)
+            for row in corpus.summary():
+                say(f"{row.domain:>12}  train {row.train_mb:7.2f} MB   held out {row.val_mb:6.2f} MB")
+            say(f"{run.folder}: {count.total:,} parameters, {count.active:,} active per token")
+        run = world.same(run if world.is_first else Run(Path()))
+        _train(run, model, corpus, config=config, checkpoint=None, world=world)
     return run.folder
 
 
-def resume(path: str | Path, *, checkpoint: str = "last") -> Path:
+def resume(path: str | Path, *, checkpoint: str = "last", mesh: MeshConfig | None = None) -> Path:
     """Continue an interrupted run as if it had never stopped; returns its folder.
 
     From an earlier checkpoint than the last, everything that came after it is dropped.
+
+    Args:
+        path: the run's folder.
+        checkpoint: "last", "best", or a step.
+        mesh: other processes than the run had; None: the same.
 
     Raises:
         UserError: no such run or checkpoint, or the data are not the run's any more.
@@ -89,21 +104,22 @@ def resume(path: str | Path, *, checkpoint: str = "last") -> Path:
     """
     run = open_run(path)
     config = run.read_config()
+    config = config if mesh is None else replace(config, mesh=mesh)
     folder = find_checkpoint(run, checkpoint)
     require_for_training(config)
-    keep_freed_memory()
-    device = choose_device(config)
-    state = load_state(folder)
-    model = build_model(config).to(device)
-    load_weights(model, folder)
-    corpus = prepare(config.data, on_progress=say)
-    if state["corpus"] != corpus.folder.name:
-        raise UserError(
-            f"expected the data the run started with, but the text of --data.path {config.data.path!r} has changed; "
-            "restore it, or start a new run"
-        )
-    lines_up_to(run.metrics, state["counters"]["step"])  # refuses damaged ones before anything is dropped
-    _train(run, model, corpus, config=config, state=state)
+    with processes(config) as world:
+        keep_freed_memory()
+        device = choose_device(config)
+        state = load_state(folder)
+        model = build_model(config).to(device)
+        corpus = world.first(lambda: prepare(config.data, on_progress=say if world.is_first else None))
+        if state["corpus"] != corpus.folder.name:
+            raise UserError(
+                f"expected the data the run started with, but the text of --data.path {config.data.path!r} has "
+                "changed; restore it, or start a new run"
+            )
+        lines_up_to(run.metrics, state["counters"]["step"])  # refuses damaged ones before anything is dropped
+        _train(run, model, corpus, config=config, checkpoint=folder, world=world)
     return run.folder
 
 
@@ -113,87 +129,94 @@ def begin(run: Run, model: GPT, corpus: Corpus, *, config: TrainConfig) -> None:
     Raises:
         UserError: the disk is full or cannot be written.
     """
+    from mixtura.train.weights import Weights  # late, as in `_train`
+
     torch.manual_seed(config.seed)
-    optimizer = build_optimizer(model, config.optim)
-    stream = TokenStream(corpus, batch_size=config.data.batch_size, seq_len=config.data.seq_len, seed=config.data.seed)
-    state = _state(optimizer, stream, Counters(), corpus=corpus, controller=build_controller(model, config))
-    save_checkpoint(run, model, state, step=0, best_step=0)
+    world = World()
+    weights = Weights(model, config=config, world=world, checkpoint=None)
+    state = _state(
+        _stream(corpus, config, world), Counters(), corpus=corpus, controller=build_controller(model, config)
+    )
+    weights.save(run, state, step=0, best_step=0)
 
 
-def _train(run: Run, model: GPT, corpus: Corpus, *, config: TrainConfig, state: dict[str, Any] | None) -> None:
+def _train(run: Run, model: GPT, corpus: Corpus, *, config: TrainConfig, checkpoint: Path | None, world: World) -> None:
     """The loop itself: step, measure, now and then evaluate and save."""
+    from mixtura.train.weights import Weights  # late: the longest chain of imports would start here
+
     device = model.embedding.weight.device
     bytes_V = torch.tensor(corpus.tokenizer.byte_lengths, dtype=torch.float32, device=device)
-    optimizer = build_optimizer(model, config.optim)
-    stream = TokenStream(corpus, batch_size=config.data.batch_size, seq_len=config.data.seq_len, seed=config.data.seed)
+    weights = Weights(model, config=config, world=world, checkpoint=checkpoint)
+    stream = _stream(corpus, config, world)
     controller = build_controller(model, config)
-    counters = Counters() if state is None else _restore(state, optimizer, stream, controller=controller)
+    counters = Counters()
+    if checkpoint is not None:
+        counters = _restore(load_state(checkpoint), stream, controller=controller, world=world)
     start = counters.step
-    if dropped := go_back(run, step=start):
+    if world.is_first and (dropped := go_back(run, step=start)):
         say(f"going back to step {start}: dropped the later checkpoints of steps {', '.join(map(str, dropped))}")
-    with (
-        MetricsFile(run.metrics, after_step=start, advice=run.advice) as metrics,
-        Board(run.folder, enabled=config.tensorboard, after_step=start, advice=run.advice) as board,
-        Progress(total=config.steps, done=start) as progress,
-        _interruption() as interrupted,
-    ):
+    with Reports(run, config=config, after_step=start, enabled=world.is_first) as reports, _interruption() as event:
         while counters.step < config.steps:
             began = time.perf_counter()
-            result = train_step(model, optimizer, stream, config=config, step=counters.step, bytes_V=bytes_V)
-            measured = measure(result)
+            result = train_step(
+                model,
+                weights.optimizer,
+                stream,
+                config=config,
+                step=counters.step,
+                bytes_V=bytes_V,
+                clip=weights.clip,
+            )
+            measured = measure(result, mean=world.mean)
             if controller is not None:
                 controller.step(result.log)
             spent = time.perf_counter() - began
-            counters = counters.after_step(tokens=result.tokens, seconds=spent)
-            row = counters.row() | {"tokens_per_s": round(result.tokens / spent, 1)} | measured
+            tokens = result.tokens * world.data_size
+            counters = counters.after_step(tokens=tokens, seconds=spent)
+            row = counters.row() | {"tokens_per_s": round(tokens / spent, 1)} | measured
 
             is_last, is_best = counters.step == config.steps, False
             if is_last or counters.step % config.eval_interval == 0:
                 losses = evaluate(model, corpus, config=config, bytes_V=bytes_V)
                 row["val_loss"] = {name: number(loss) for name, loss in losses.items()}
-                progress.evaluated(row)
                 if is_best := losses["mean"] < counters.best_loss:
                     counters = replace(counters, best_step=counters.step, best_loss=losses["mean"])
-            metrics.write(row)
-            board.write(row)
-            progress.update(row)
+            reports.write(row)
 
-            stop = interrupted.is_set()
+            stop = world.any(event.is_set())
             if is_best or is_last or stop or counters.step % config.checkpoint_interval == 0:
-                metrics.sync()
-                state = _state(optimizer, stream, counters, corpus=corpus, controller=controller)
-                save_checkpoint(run, model, state, step=counters.step, best_step=counters.best_step)
+                reports.sync()
+                state = _state(stream, counters, corpus=corpus, controller=controller)
+                weights.save(run, state, step=counters.step, best_step=counters.best_step)
             if stop and not is_last:
                 raise KeyboardInterrupt(f"stopped after step {counters.step}, which is saved; {run.advice}")
-    finish(run, model, corpus=corpus, config=config)
+    if world.is_first:
+        finish(run, weights.whole(run), corpus=corpus, config=config)
+
+
+def _stream(corpus: Corpus, config: TrainConfig, world: World) -> TokenStream:
+    data = config.data
+    where = {"rank": world.data_rank, "world_size": world.data_size}
+    return TokenStream(corpus, batch_size=data.batch_size, seq_len=data.seq_len, seed=data.seed, **where)
 
 
 def _restore(
-    state: dict[str, Any],
-    optimizer: torch.optim.Optimizer,
-    stream: TokenStream,
-    *,
-    controller: BalanceController | None,
+    state: dict[str, Any], stream: TokenStream, *, controller: BalanceController | None, world: World
 ) -> Counters:
-    optimizer.load_state_dict(state["optimizer"])
     stream.load_state_dict(state["stream"])
     set_random_state(state["random"])
+    if not world.is_first:  # the numbers are those of the first rank; noise must differ
+        torch.manual_seed(torch.initial_seed() + state["counters"]["step"] * 65_537 + world.data_rank)
     if controller is not None:
         controller.load_state_dict(state["balance"])
     return Counters(**state["counters"])
 
 
 def _state(
-    optimizer: torch.optim.Optimizer,
-    stream: TokenStream,
-    counters: Counters,
-    *,
-    corpus: Corpus,
-    controller: BalanceController | None,
+    stream: TokenStream, counters: Counters, *, corpus: Corpus, controller: BalanceController | None
 ) -> dict[str, Any]:
     return {
         "counters": asdict(counters),
-        "optimizer": optimizer.state_dict(),
         "stream": stream.state_dict(),
         "random": random_state(),
         "corpus": corpus.folder.name,

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,30 +40,46 @@ class StepResult:
     log: RoutingLog
 
 
-def measure(result: StepResult) -> dict[str, Any]:
+def measure(
+    result: StepResult, *, mean: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values
+) -> dict[str, Any]:
     """What a step's row of metrics holds besides counts and times; losses are in nats per byte.
 
     Reading the numbers waits for the device. One such wait per step is what a live display and a log of every step
     cost; in return the time between two calls is that of the whole step.
+
+    Args:
+        result: of this process.
+        mean: of nested dicts and lists of floats, the mean over the processes of a run; none: this one alone.
     """
     layers = {name: _layer(records) for name, records in result.log.items()}
+    values = mean(
+        {
+            "nats": float(result.nats),
+            "bytes": float(result.num_bytes),
+            "aux": {name: float(value) for name, value in result.aux.items()},
+            "load": {name: layer[0] for name, layer in layers.items()},
+            "dropped": {name: layer[1] for name, layer in layers.items()},
+            "entropy": {name: layer[2] for name, layer in layers.items()},
+        }
+    )
     return {
-        "loss": number(float(result.nats / result.num_bytes)),
+        "loss": number(values["nats"] / values["bytes"]) if values["bytes"] else None,
         "lr": result.lr,
         "grad_norm": number(float(result.grad_norm)),
-        "aux": {name: number(float(value)) for name, value in result.aux.items()},
-        "load": {name: layer[0] for name, layer in layers.items()},
-        "dropped": {name: layer[1] for name, layer in layers.items()},
-        "entropy": {name: layer[2] for name, layer in layers.items()},
+        "aux": {name: number(value) for name, value in values["aux"].items()},
+        "load": {name: [round(share, 6) for share in shares] for name, shares in values["load"].items()},
+        "dropped": {name: number(value) for name, value in values["dropped"].items()},
+        "entropy": {name: number(value) for name, value in values["entropy"].items()},
     }
 
 
-def _layer(records: Sequence[LayerRecord]) -> tuple[list[float], float | None, float | None]:
+def _layer(records: Sequence[LayerRecord]) -> tuple[list[float], float, float]:
     counts_E = torch.stack([r.counts_E() for r in records]).sum(0)
     share_E = counts_E / counts_E.sum().clamp(min=1)
     dropped = torch.stack([r.dropped_share() for r in records]).mean()
     entropy = torch.stack([r.entropy() for r in records]).mean()
-    return [round(share, 6) for share in share_E.tolist()], number(float(dropped)), number(float(entropy))
+    return share_E.tolist(), float(dropped), float(entropy)
 
 
 def number(value: float) -> float | None:

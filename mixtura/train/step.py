@@ -1,6 +1,6 @@
 """One optimizer step, whole on one screen, and evaluation on held-out text."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -30,6 +30,16 @@ def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManage
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def clip_here(model: nn.Module, max_norm: float) -> Tensor:
+    """Scale the gradients of a model on one process down to a norm; returns the norm before.
+
+    Example:
+        >>> clip_here(nn.Linear(1, 1), 1.0).item()
+        0.0
+    """
+    return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+
+
 def train_step(
     model: GPT,
     optimizer: torch.optim.Optimizer,
@@ -38,6 +48,7 @@ def train_step(
     config: TrainConfig,
     step: int,
     bytes_V: Tensor,
+    clip: Callable[[nn.Module, float], Tensor] = clip_here,
 ) -> StepResult:
     """Forward, backward, clip, update: one optimizer step over `config.accumulate` micro-batches.
 
@@ -48,6 +59,7 @@ def train_step(
         config: the run.
         step: number of the step, from 0.
         bytes_V: float (V,), bytes of text that each token stands for.
+        clip: scales a model's gradients down to a norm and gives the norm before.
     """
     device = bytes_V.device
     share = lr_share(step, steps=config.steps, warmup=config.optim.warmup, min_lr=config.optim.min_lr)
@@ -68,7 +80,7 @@ def train_step(
             for name, value in losses.means().items():
                 aux[name] = aux.get(name, 0) + value / config.accumulate
     max_norm = config.optim.grad_clip or float("inf")
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    grad_norm = clip(model, max_norm)
     optimizer.step()
     optimizer.zero_grad()
     update_biases(model)

@@ -1,0 +1,49 @@
+import pytest
+from torch.distributed.device_mesh import init_device_mesh
+
+import mixtura as mx
+from mixtura.parallel.mesh import AXES, complete, make_mesh, one_process
+from tests.distributed.pool import world
+
+
+def refused(kind, **sizes):
+    with pytest.raises(mx.UserError) as caught:
+        kind(**sizes)
+    return str(caught.value)
+
+
+def test_without_processes():
+    assert refused(make_mesh).startswith("expected a process group, got none; start with torchrun")
+
+
+def test_sizes_multiply_to_the_world():
+    with one_process():
+        assert refused(make_mesh, dp=2, ep=2) == (
+            "expected a mesh of 1 ranks, got dp=2 * ep=2 = 4; sizes multiply to the world size"
+        )
+        assert refused(make_mesh, tp=0) == "expected mesh axes of at least 1, got tp=0"
+        assert make_mesh().mesh_dim_names == AXES
+
+
+def completed(shape, names):
+    mesh = complete(init_device_mesh("cpu", shape, mesh_dim_names=names))
+    return tuple(mesh.shape), mesh["ep"].mesh.tolist(), mesh["dp"].mesh.tolist()
+
+
+def test_missing_axes_have_size_one():
+    found = world(4).run(completed, (2, 2), ("dp", "ep"))
+    assert found[0] == ((2, 1, 2, 1), [0, 1], [0, 2])
+    assert found[3] == ((2, 1, 2, 1), [2, 3], [1, 3])
+
+
+@pytest.mark.parametrize(
+    ("shape", "names", "message"),
+    [
+        ((2,), ("pp",), "expected a mesh with axes among dp, fsdp, ep, tp, got ['pp']"),
+        ((2,), None, "expected a mesh with axes among dp, fsdp, ep, tp, got no names"),
+        ((1, 2), ("ep", "dp"), "expected the axes in the order dp, fsdp, ep, tp, got ep, dp"),
+    ],
+)
+def test_illegal_meshes(shape, names, message):
+    for kind, error in world(2).outcomes(completed, shape, names):
+        assert (kind, *error[:2]) == ("error", "UserError", message)
