@@ -28,7 +28,12 @@ help:
 	$(PIP) -e '.[dev]'
 	@touch $@
 
-train: .venv/train
+# Compiled on installation too; here again when its sources change. Without a compiler the plain torch kernel runs.
+.venv/native: $(wildcard mixtura/kernels/csrc/*) mixtura/kernels/build.py | .venv/bin/python
+	@$(RUN) mixtura/kernels/build.py || true
+	@touch $@
+
+train: .venv/train .venv/native
 	$(RUN) -m mixtura train
 
 lint: .venv/dev
@@ -37,8 +42,8 @@ lint: .venv/dev
 	$(RUN) -m codespell_lib mixtura tests docs benchmarks examples README.md CONTRIBUTING.md CHANGELOG.md
 	$(RUN) -m mypy
 
-test: lint
-	$(RUN) -m pytest
+test: lint .venv/native
+	$(RUN) -m pytest -n auto
 
 format: .venv/dev
 	$(RUN) -m ruff check --fix .

@@ -1,4 +1,4 @@
-"""The pictures of docs/classical.md, made by running the page's own code in docs/images.
+"""The pictures of docs/classical.md and docs/hme.md, made by running the pages' own code in docs/images.
 
 python -m benchmarks.classical_pictures
 """
@@ -11,12 +11,13 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def main() -> None:
-    """Run every Python block of the page, each on its own, where its pictures belong."""
-    page = (DOCS / "classical.md").read_text(encoding="utf-8")
+    """Run every Python block of the pages, each on its own, where their pictures belong."""
     os.chdir(DOCS / "images")
-    for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
-        exec(compile(block, "docs/classical.md", "exec"), {"__name__": "__main__"})
-    print(*sorted(path.name for path in Path.cwd().glob("classical_*.png")))
+    for name in ("classical", "hme"):
+        page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+        for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+            exec(compile(block, f"docs/{name}.md", "exec"), {"__name__": "__main__"})
+        print(*sorted(path.name for path in Path.cwd().glob(f"{name}_*.png")))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What does a mixture's layer cost beside a dense MLP of equal work, forward and backward, at small widths?
 
     python -m benchmarks.layer
+    python -m benchmarks.layer --device cuda        on a GPU, beside the layers of others: benchmarks/layer_gpu.py
 
 Every repeat draws new inputs, so that the experts' row counts change as in training. Both ways of handling freed memory
 are measured, each in a process of its own: the C library's default, and kept for the next step as `mixtura train` does.
@@ -52,7 +53,13 @@ def main() -> None:
     """Measure every shape both ways, print, and write benchmarks/results/layer.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=80)
-    options = parser.parse_args()
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    options, others = parser.parse_known_args()
+    if options.device == "cuda":
+        from benchmarks import layer_gpu
+
+        layer_gpu.main([*others, "--repeats", str(options.repeats)])
+        return
     rows: list[dict[str, Any]] = []
     for shape in SHAPES:
         for keep in (False, True):

@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what _HOME says, for type checkers and editors
     from mixtura import classical as classical
     from mixtura import kernels, losses, routers
+    from mixtura.config import MoEConfig
+    from mixtura.control import BalanceController
+    from mixtura.dispatch import Capacity
     from mixtura.errors import UserError
     from mixtura.experts import MLP, GroupedMLP, ModuleExperts
-    from mixtura.layer import MoE, MoEConfig
-    from mixtura.losses import attach, collect_losses
+    from mixtura.layer import MoE
+    from mixtura.losses.apply import attach, collect_losses
     from mixtura.observe.record import record
+    from mixtura.replays import replay
+    from mixtura.roles import freeze, freeze_routing, param_groups, unfreeze_routing
     from mixtura.routing import Routing, Rows
 
 __all__ = [
     "MLP",
+    "BalanceController",
+    "Capacity",
     "GroupedMLP",
     "MoE",
     "MoEConfig",
@@ -27,25 +34,37 @@ __all__ = [
     "UserError",
     "attach",
     "collect_losses",
+    "freeze",
+    "freeze_routing",
     "kernels",
     "losses",
+    "param_groups",
     "record",
+    "replay",
     "routers",
+    "unfreeze_routing",
 ]
 __version__ = "0.1.0"
 
 _HOME = {
-    "MLP": "mixtura.experts",
+    "BalanceController": "mixtura.control",
+    "Capacity": "mixtura.dispatch",
     "GroupedMLP": "mixtura.experts",
+    "MLP": "mixtura.experts",
     "MoE": "mixtura.layer",
-    "MoEConfig": "mixtura.layer",
+    "MoEConfig": "mixtura.config",
     "ModuleExperts": "mixtura.experts",
     "Routing": "mixtura.routing",
     "Rows": "mixtura.routing",
     "UserError": "mixtura.errors",
-    "attach": "mixtura.losses",
-    "collect_losses": "mixtura.losses",
+    "attach": "mixtura.losses.apply",
+    "collect_losses": "mixtura.losses.apply",
+    "freeze": "mixtura.roles",
+    "freeze_routing": "mixtura.roles",
+    "param_groups": "mixtura.roles",
     "record": "mixtura.observe.record",
+    "replay": "mixtura.replays",
+    "unfreeze_routing": "mixtura.roles",
 }
 # Not in __all__ is what needs an extra: `from mixtura import *` works with torch alone.
 _MODULES = ("classical", "kernels", "losses", "routers")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mixtura import kernels
 from mixtura.errors import UserError
+from mixtura.hooks import outside_graph
 from mixtura.routing import Rows
 
 
@@ -36,8 +37,10 @@ class GroupedMLP(nn.Module):
         num_experts: E.
         dim: D, width in and out.
         hidden: F, hidden width of each expert.
-        activation: "relu", "gelu", "silu", or gated: "swiglu" (Shazeer 2020), "geglu".
+        activation: "relu", "gelu", "silu", or gated: "swiglu" (Shazeer 2020), "geglu", "clamped_swiglu" (gpt-oss).
         bias: add biases to both products.
+        dropout: in training, the share of hidden units set to 0 in each row; the others are scaled up (the expert
+            dropout of Fedus et al. 2021, section 2.4).
 
     Shapes:
         up_proj: (E, F, D); gated: (E, 2F, D), the gate's rows first.
@@ -45,7 +48,7 @@ class GroupedMLP(nn.Module):
         up_bias, down_bias: (E, F or 2F), (E, D).
 
     Raises:
-        UserError: a size below 1 or an unknown activation.
+        UserError: a size below 1, an unknown activation, a dropout outside [0, 1).
 
     Example:
         >>> GroupedMLP(num_experts=4, dim=8, hidden=16, activation="swiglu").up_proj.shape
@@ -53,10 +56,20 @@ class GroupedMLP(nn.Module):
     """
 
     def __init__(
-        self, *, num_experts: int, dim: int, hidden: int, activation: str = "swiglu", bias: bool = False
+        self,
+        *,
+        num_experts: int,
+        dim: int,
+        hidden: int,
+        activation: str = "swiglu",
+        bias: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         _check_mlp(num_experts=num_experts, dim=dim, hidden=hidden, activation=activation)
+        if not 0 <= dropout < 1:
+            raise UserError(f"expected 0 <= dropout < 1, got {dropout}")
+        self.dropout = dropout
         self.num_experts, self.dim, self.hidden, self.activation = num_experts, dim, hidden, activation
         columns = 2 * hidden if kernels.ACTIVATIONS[activation].gated else hidden
         self.up_proj = nn.Parameter(torch.empty(num_experts, columns, dim))
@@ -88,14 +101,19 @@ class GroupedMLP(nn.Module):
             down_bias=None if self.down_bias is None else self.down_bias.to(dtype),
             activation=self.activation,
         )
-        return kernels.grouped_mlp(x_TD.to(dtype), rows.weight_N, rows.index, experts=experts)
+        keep_NF = None
+        if self.dropout and self.training:
+            shape = (rows.weight_N.shape[0], self.hidden)
+            keep_NF = torch.empty(shape, dtype=dtype, device=x_TD.device).bernoulli_(1 - self.dropout)
+            keep_NF /= 1 - self.dropout
+        return kernels.grouped_mlp(x_TD.to(dtype), rows.weight_N, rows.index, experts=experts, keep_NF=keep_NF)
 
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""
         bias = self.up_bias is not None
         return (
             f"num_experts={self.num_experts}, dim={self.dim}, hidden={self.hidden}, "
-            f"activation={self.activation}, bias={bias}"
+            f"activation={self.activation}, bias={bias}" + (f", dropout={self.dropout}" if self.dropout else "")
         )
 
 
@@ -130,12 +148,19 @@ class MLP(nn.Module):
 
 
 class ModuleExperts(nn.ModuleList):
-    """Any modules as experts, different from one another if wished; each gets its rows as one batch (n_e, D).
+    """Any modules as experts, different from one another if wished; each gets its rows as one batch.
 
-    An expert without rows is not called, so its parameters get no gradient in that step.
+    Linear, convolutional, recurrent, Transformer blocks, frozen and pre-trained ones: whatever maps (n_e, *row_shape)
+    to (n_e, ...), all to one width. An expert without rows is not called: its parameters get no gradient in that step.
+    Under torch.compile the experts run outside the graph, which breaks here: their numbers of rows change every time.
+
+    Args:
+        modules: the experts.
+        row_shape: the shape of one token where it is no vector: (C, H, W) for images, (L, D) for sequences. The layer's
+            input is then (..., *row_shape), and the router sees the token flattened.
 
     Raises:
-        UserError: no expert given.
+        UserError: no expert given; in `forward`, experts that give rows of different widths, or another number of rows.
 
     Example:
         >>> import mixtura as mx
@@ -144,10 +169,11 @@ class ModuleExperts(nn.ModuleList):
         torch.Size([3, 4])
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
+    def __init__(self, modules: Iterable[nn.Module], *, row_shape: tuple[int, ...] | None = None) -> None:
         super().__init__(modules)
         if len(self) == 0:
             raise UserError("expected at least one expert, got none")
+        self.row_shape = None if row_shape is None else tuple(row_shape)
 
     @property
     def num_experts(self) -> int:
@@ -155,8 +181,23 @@ class ModuleExperts(nn.ModuleList):
         return len(self)
 
     def forward(self, rows: Rows) -> Tensor:
-        """Run each expert on its rows: Rows -> (N, D), weighted."""
+        """Run each expert on its rows: Rows -> (N, D_out), weighted."""
+        y_ND: Tensor = outside_graph(ModuleExperts._run_each, self, rows)
+        return y_ND
+
+    def _run_each(self, rows: Rows) -> Tensor:
         x_ND = rows.gather()
-        parts = x_ND.split(rows.counts_E.tolist())
-        outputs = [expert(x) for expert, x in zip(self, parts, strict=True) if x.shape[0]]
-        return rows.scale(torch.cat(outputs)) if outputs else x_ND
+        *parts, tail = x_ND.split(rows.index.parts())
+        outputs = [self._run(e, x) for e, x in enumerate(parts) if x.shape[0]]
+        if not outputs:
+            return x_ND.masked_fill(torch.ones_like(x_ND, dtype=torch.bool), 0)
+        widths = sorted({y.shape[1] for y in outputs})
+        if len(widths) > 1:
+            raise UserError(f"expected experts that all give rows of one width, got widths {widths}")
+        return rows.scale(torch.cat([*outputs, outputs[0].new_zeros(tail.shape[0], widths[0])]))
+
+    def _run(self, e: int, x: Tensor) -> Tensor:
+        y: Tensor = self[e](x if self.row_shape is None else x.unflatten(1, self.row_shape))
+        if y.shape[0] != x.shape[0]:
+            raise UserError(f"expected one output row per input row, {x.shape[0]}, of expert {e}, got {tuple(y.shape)}")
+        return y.flatten(1)

@@ -1,18 +1,22 @@
 """The mixture-of-experts layer: route, dispatch, experts, combine, attach."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
+from math import prod
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from mixtura.dispatch import Policy, dispatch, expert_capacity
+from mixtura.dispatch import Capacity, Policy, check_policy, dispatch
 from mixtura.errors import UserError
-from mixtura.experts import MLP, GroupedMLP
-from mixtura.losses import LOSSES, apply_losses
-from mixtura.routers import ROUTERS, Router
-from mixtura.routing import Routing, announce, is_recomputing
+from mixtura.hooks import announce, once_per_forward
+from mixtura.losses.apply import apply_losses, check_losses
+from mixtura.pooling import Pooling, highest, vote
+from mixtura.routers.base import Router
+from mixtura.routing import Routing, Rows
+
+SharedGate = Literal["sigmoid", "softmax"]
 
 
 class MoE(nn.Module):
@@ -20,19 +24,23 @@ class MoE(nn.Module):
 
     Args:
         router: `x_TD -> Routing`.
-        experts: `Rows -> y_ND`, with a `num_experts` equal to the router's.
-        capacity_factor: rows per expert as a multiple of the even share T*K/E; None: dropless.
-        eval_capacity_factor: the same in evaluation; None: as in training.
-        capacity_multiple: round the capacity up to a multiple of this (V-MoE: 4).
-        policy: who is kept when an expert is full, see `dispatch`: "drop" or "priority".
-        losses: name -> coefficient, of `mixtura.losses.LOSSES`; they act in training only.
+        experts: `Rows -> y_ND`, with a `num_experts` equal to the router's. Experts with a `row_shape` take tokens of
+            several dimensions (images, sequences); experts of another output width give (..., D_out).
+        capacity_factor: rows per expert as a multiple of the even share N / E; None: dropless, or as `capacity` says.
+        capacity: the same with fixed, smallest and largest numbers, see `Capacity`.
+        eval_capacity: the capacity in evaluation; None: as in training. `Capacity()` is dropless.
+        policy: who is kept when an expert is full, see `dispatch`.
+        losses: name -> coefficient, of `mixtura.losses`; they act in training only.
         shared: a module that every token passes, added to the experts' output (DeepSeekMoE).
-        shared_gate: weight the shared module by sigmoid(x w) per token (Qwen2-MoE).
+        shared_gate: weight the shared module by "sigmoid" of x w per token (Qwen2-MoE), or the experts and the shared
+            module by the two values of a "softmax" (residual MoE: Rajbhandari et al. 2022, section 4.1.1).
+        pooling: what evaluation makes of a token's experts: "sum" by weight, "highest": the output of the expert with
+            the largest weight alone, "vote": each class's share of the experts' votes, for classifiers.
 
     Raises:
-        UserError: router and experts that disagree on E or D, an unknown loss or policy, a capacity factor or multiple
-            that is not positive, a gate without a shared module; in `forward`, an input of another width, a mask or
-            priority that has not one value per token.
+        UserError: router and experts that disagree on E or D, an unknown loss, policy or pooling, two capacities, a
+            gate without a shared module; in `forward`, an input of another shape, a mask, priority or context that
+            has not one value per token, no context where the router needs one.
 
     Example:
         >>> import mixtura as mx
@@ -51,31 +59,43 @@ class MoE(nn.Module):
         router: Router,
         experts: nn.Module,
         capacity_factor: float | None = None,
-        eval_capacity_factor: float | None = None,
-        capacity_multiple: int = 1,
+        capacity: Capacity | None = None,
+        eval_capacity: Capacity | None = None,
         policy: Policy = "drop",
         losses: Mapping[str, float] | None = None,
         shared: nn.Module | None = None,
-        shared_gate: bool = False,
+        shared_gate: SharedGate | None = None,
+        pooling: Pooling = "sum",
     ) -> None:
         super().__init__()
         losses = dict(losses or {})
-        _check_parts(router, experts, losses)
-        for name, factor in (("capacity_factor", capacity_factor), ("eval_capacity_factor", eval_capacity_factor)):
-            if factor is not None and factor <= 0:
-                raise UserError(f"expected {name} above 0, or None for dropless, got {factor}")
-        if capacity_multiple < 1:
-            raise UserError(f"expected capacity_multiple of at least 1, got {capacity_multiple}")
-        if policy not in ("drop", "priority"):
-            raise UserError(f'expected policy "drop" or "priority", got {policy!r}')
-        if shared_gate and shared is None:
-            raise UserError("expected a shared module for shared_gate=True, got shared=None")
+        _check_parts(router, experts)
+        check_losses(losses)
+        check_policy(policy)
+        if pooling not in get_args(Pooling):
+            raise UserError(f"expected a pooling among {', '.join(get_args(Pooling))}, got {pooling!r}")
+        if capacity_factor is not None and capacity is not None:
+            raise UserError("expected capacity_factor or capacity, got both; give Capacity(factor=...) alone")
+        if shared_gate is not None and (shared is None or shared_gate not in get_args(SharedGate)):
+            raise UserError(
+                f'expected shared_gate None, or "sigmoid" or "softmax" beside a shared module, got {shared_gate!r} '
+                f"with shared={'None' if shared is None else type(shared).__name__}"
+            )
         self.router, self.experts, self.shared = router, experts, shared
-        self.shared_gate = nn.Linear(router.dim, 1, bias=False) if shared_gate else None
-        self.capacity_factor, self.eval_capacity_factor = capacity_factor, eval_capacity_factor
-        self.capacity_multiple, self.policy, self.losses = capacity_multiple, policy, losses
+        self.shared_gate = nn.Linear(router.dim, 1 + (shared_gate == "softmax"), bias=False) if shared_gate else None
+        self.capacity = capacity or Capacity(factor=capacity_factor)
+        self.eval_capacity = eval_capacity or self.capacity
+        self.policy, self.losses, self.pooling = policy, losses, pooling
+        self.row_shape: tuple[int, ...] = getattr(experts, "row_shape", None) or (router.dim,)
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None, priority: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        priority: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
         """Mix the experts: (..., D) -> (..., D).
 
         Args:
@@ -83,161 +103,97 @@ class MoE(nn.Module):
             mask: bool (...), False for padding: routed nowhere, counted in no loss. Its values must be finite all the
                 same, since the router's gradient passes over them.
             priority: (...), each token's score for policy "priority" (urgency); None: its largest gate weight.
+            context: (...) or (..., C), what a router knows of each token beside x: token ids for `Hash`, a task.
         """
-        _check_input(x, dim=self.router.dim, mask=mask, priority=priority)
-        x_TD = x.reshape(-1, x.shape[-1])
-        routing = self._route(x_TD, mask)
+        tokens = _check_input(x, self.row_shape, mask=mask, priority=priority, context=context)
+        x_TD = x.reshape(prod(tokens), prod(self.row_shape))
+        routing = self._route(x_TD, tokens, mask=mask, context=context)
+        served = highest(routing) if self.pooling == "highest" and not self.training else routing
         rows = dispatch(
-            routing,
+            served,
             x_TD,
             capacity=self._capacity(routing),
             policy=self.policy,
             priority_T=None if priority is None else priority.reshape(-1),
         )
-        y_TD: Tensor = rows.combine(self.experts(rows)).to(x.dtype)
-        y_TD = self._add_shared(y_TD, x_TD)
+        y_TD = self._combine(rows, x_TD, bypass_TD=served.bypass_TD)
         if self.training and torch.is_grad_enabled():
             y_TD = apply_losses(self, y_TD, routing, coefficients=self.losses)
-        if not is_recomputing():
-            announce(self, routing, rows)
-        return y_TD.view(x.shape)
+        announce(self, routing, rows)
+        return y_TD.view(x.shape) if y_TD.shape == x_TD.shape else y_TD.view(*tokens, -1)
 
-    def _route(self, x_TD: Tensor, mask: Tensor | None) -> Routing:
-        routing: Routing = self.router(x_TD)
-        if mask is not None:
-            routing = replace(routing, mask_T=mask.reshape(-1))
-        if self.training and not is_recomputing():
-            self.router.observe(routing)
+    def _route(self, x_TD: Tensor, tokens: torch.Size, *, mask: Tensor | None, context: Tensor | None) -> Routing:
+        known: dict[str, Tensor | int | None] = {}
+        sequences = prod(tokens[:-1])
+        mask_T = None if mask is None else mask.reshape(-1)
+        if self.router.needs_mask:
+            known["mask_T"] = mask_T
+        if self.router.needs_context:
+            if context is None:
+                raise UserError(f"expected context= for a {type(self.router).__name__} router, got None")
+            known["context_T"] = context.reshape(x_TD.shape[0], *context.shape[len(tokens) :])
+        if self.router.needs_sequences:
+            known["sequences"] = sequences
+        routing: Routing = self.router(x_TD, **known)
+        routing = replace(routing, mask_T=mask_T, sequences=sequences)
+        if mask_T is not None and routing.bypass_TD is not None:
+            routing = replace(routing, bypass_TD=routing.bypass_TD.masked_fill(~mask_T.unsqueeze(1), 0))
+        if self.router.training and type(self.router).observe is not Router.observe:
+            once_per_forward(self.router, lambda: self.router.observe(routing))
         return routing
 
     def _capacity(self, routing: Routing) -> int | None:
-        factor = self.capacity_factor
-        if not self.training and self.eval_capacity_factor is not None:
-            factor = self.eval_capacity_factor
-        if factor is None or routing.num_tokens == 0:
-            return None
-        # N assignments with one choice each are T tokens with K; this also holds where K differs from token to token.
-        return expert_capacity(
-            routing.expert_N.shape[0],
-            num_experts=routing.num_experts,
-            k=1,
-            factor=factor,
-            multiple_of=self.capacity_multiple,
-        )
+        capacity = self.capacity if self.training else self.eval_capacity
+        return capacity.rows(routing.expert_N.shape[0], num_experts=routing.num_experts) if routing.num_tokens else None
 
-    def _add_shared(self, y_TD: Tensor, x_TD: Tensor) -> Tensor:
+    def _combine(self, rows: Rows, x_TD: Tensor, *, bypass_TD: Tensor | None) -> Tensor:
+        if self.pooling == "vote" and not self.training:
+            return vote(rows, self.experts)
+        y_TD: Tensor = rows.combine(self.experts(rows)).to(x_TD.dtype)
+        if bypass_TD is not None:
+            y_TD = y_TD + bypass_TD.to(y_TD.dtype)
         if self.shared is None:
             return y_TD
         shared_TD: Tensor = self.shared(x_TD)
-        if self.shared_gate is not None:
-            shared_TD = shared_TD * torch.sigmoid(self.shared_gate(x_TD))
-        return y_TD + shared_TD.to(y_TD.dtype)
+        if self.shared_gate is None:
+            return y_TD + shared_TD.to(y_TD.dtype)
+        score = self.shared_gate(x_TD)
+        if score.shape[1] == 1:
+            return y_TD + (shared_TD * torch.sigmoid(score)).to(y_TD.dtype)
+        share = score.float().softmax(-1).to(y_TD.dtype)
+        mixed_TD: Tensor = y_TD * share[:, :1] + shared_TD.to(y_TD.dtype) * share[:, 1:]
+        return mixed_TD
 
     def extra_repr(self) -> str:
         """What print(model) shows beside the parts."""
-        return f"capacity_factor={self.capacity_factor}, policy={self.policy}, losses={self.losses}"
+        shown = {"policy": self.policy, "pooling": self.pooling, "losses": self.losses}
+        capacity = [f"capacity={self.capacity}"] if self.capacity != Capacity() else []
+        if self.eval_capacity != self.capacity:
+            capacity.append(f"eval_capacity={self.eval_capacity}")
+        return ", ".join([*capacity, *(f"{name}={value}" for name, value in shown.items())])
 
 
-def _check_input(x: Tensor, *, dim: int, mask: Tensor | None, priority: Tensor | None) -> None:
-    if x.shape[-1] != dim:
-        raise UserError(f"expected x of width D={dim}, got shape {tuple(x.shape)}")
-    for name, values in (("mask", mask), ("priority", priority)):
-        if values is not None and values.shape != x.shape[:-1]:
-            expected, got = tuple(x.shape[:-1]), tuple(values.shape)
+def _check_input(x: Tensor, row_shape: tuple[int, ...], **per_token: Tensor | None) -> torch.Size:
+    """The shape of the tokens: that of x without the dimensions of one row."""
+    split = x.ndim - len(row_shape)
+    if split < 0 or x.shape[split:] != row_shape:
+        width = f"width D={row_shape[0]}" if len(row_shape) == 1 else f"shape (..., {', '.join(map(str, row_shape))})"
+        raise UserError(f"expected x of {width}, got shape {tuple(x.shape)}")
+    tokens = x.shape[:split]
+    for name, values in per_token.items():
+        if values is not None and (values.shape[:split] if name == "context" else values.shape) != tokens:
+            expected, got = tuple(tokens), tuple(values.shape)
             raise UserError(f"expected {name} with one value per token, of shape {expected}, got {got}")
+    mask = per_token["mask"]
     if mask is not None and mask.dtype is not torch.bool:
         raise UserError(f"expected mask of dtype torch.bool (False: padding), got {mask.dtype}; use mask.bool()")
+    return tokens
 
 
-def _check_parts(router: Router, experts: nn.Module, losses: Mapping[str, float]) -> None:
+def _check_parts(router: Router, experts: nn.Module) -> None:
     num_experts = getattr(experts, "num_experts", None)
     if num_experts != router.num_experts:
         raise UserError(f"expected experts for the router's {router.num_experts}, got num_experts={num_experts}")
     dim = getattr(experts, "dim", router.dim)
     if dim != router.dim:
         raise UserError(f"expected router and experts of one width, got dim={router.dim} and dim={dim}")
-    unknown = sorted(set(losses) - set(LOSSES))
-    if unknown:
-        raise UserError(f"expected losses among {sorted(LOSSES)}, got {', '.join(map(repr, unknown))}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MoEConfig:
-    """The recipe of a layer: plain values that a checkpoint can store, with one `build()`.
-
-    Attributes:
-        dim: D.
-        hidden: F of each expert.
-        num_experts: E.
-        k: experts per token.
-        router: a name in `mixtura.routers.ROUTERS`.
-        router_options: further arguments of that router.
-        activation: see `GroupedMLP`.
-        bias: see `GroupedMLP`.
-        shared_hidden: hidden width of a shared expert that every token passes; 0: none.
-        shared_gate: see `MoE`.
-        capacity_factor: see `MoE`; None: dropless.
-        eval_capacity_factor: see `MoE`.
-        capacity_multiple: see `MoE`.
-        policy: see `MoE`.
-        losses: see `MoE`.
-
-    Example:
-        >>> layer = MoEConfig(dim=16, hidden=32, num_experts=4, k=2, router="topk").build()
-        >>> layer(torch.zeros(3, 16)).shape
-        torch.Size([3, 16])
-    """
-
-    dim: int
-    hidden: int
-    num_experts: int
-    k: int = 2
-    router: str = "topk"
-    router_options: Mapping[str, Any] = field(default_factory=dict)
-    activation: str = "swiglu"
-    bias: bool = False
-    shared_hidden: int = 0
-    shared_gate: bool = False
-    capacity_factor: float | None = None
-    eval_capacity_factor: float | None = None
-    capacity_multiple: int = 1
-    policy: Policy = "drop"
-    losses: Mapping[str, float] = field(default_factory=dict)
-
-    def build(self) -> MoE:
-        """Make the layer.
-
-        Raises:
-            UserError: whatever a part refuses; an unknown router; k other than 1 with "switch".
-        """
-        shared = None
-        if self.shared_hidden:
-            shared = MLP(dim=self.dim, hidden=self.shared_hidden, activation=self.activation, bias=self.bias)
-        return MoE(
-            router=self._build_router(),
-            experts=GroupedMLP(
-                num_experts=self.num_experts,
-                dim=self.dim,
-                hidden=self.hidden,
-                activation=self.activation,
-                bias=self.bias,
-            ),
-            capacity_factor=self.capacity_factor,
-            eval_capacity_factor=self.eval_capacity_factor,
-            capacity_multiple=self.capacity_multiple,
-            policy=self.policy,
-            losses=self.losses,
-            shared=shared,
-            shared_gate=self.shared_gate,
-        )
-
-    def _build_router(self) -> Router:
-        if self.router not in ROUTERS:
-            raise UserError(f"expected a router among {sorted(ROUTERS)}, got {self.router!r}")
-        options = dict(self.router_options)
-        if self.router == "switch":
-            if self.k != 1:
-                raise UserError(f'expected k=1 with router="switch", got k={self.k}; use router="topk"')
-        else:
-            options["k"] = self.k
-        return ROUTERS[self.router](self.dim, self.num_experts, **options)

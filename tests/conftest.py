@@ -13,6 +13,9 @@ from mixtura.cli import main
 from tests.poison import poison_memory
 from tests.train.tiny import command
 
+# Triton's kernels run in its interpreter, here and in what tests start. Triton reads this once, when it is imported.
+os.environ["TRITON_INTERPRET"] = "1"
+
 # Several workers share the cores; one thread each is faster than all of them fighting for all cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)

@@ -28,6 +28,8 @@ def fill(tensor: torch.Tensor) -> torch.Tensor:
 
 def poison_memory(patch: pytest.MonkeyPatch) -> None:
     """Make every function of torch that allocates without writing return poisoned tensors, until `patch` is undone."""
+    with torch.device("cpu"):  # torch lists what allocates on first use; it must not list the poisoned ones
+        torch.ones(1)
     for holder, name in EMPTY:
         patch.setattr(holder, name, _poisoned(getattr(holder, name)))
 

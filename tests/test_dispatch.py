@@ -5,22 +5,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mixtura as mx
 from mixtura import UserError
-from mixtura.dispatch import dispatch, expert_capacity
+from mixtura.dispatch import Capacity, dispatch
+from mixtura.kernels.grouping import expert_capacity
 from tests.routings import make_routing
 
 
 def kept(rows, routing):
-    """Pairs (token, expert) of the kept assignments, in the order of the rows."""
+    """Pairs (token, expert) of the kept assignments, in the order of the rows; the tail is left out."""
     expert_N = torch.arange(routing.num_experts).repeat_interleave(rows.counts_E)
-    return list(zip(rows.index.token_N.tolist(), expert_N.tolist(), strict=True))
+    assert rows.index.token_N.shape == rows.weight_N.shape == routing.token_N.shape
+    return list(zip(rows.index.token_N.tolist(), expert_N.tolist(), strict=False))
 
 
 def send(routing, **options):
     return dispatch(routing, torch.zeros(routing.num_tokens, 1), **options)
 
 
-class TestCapacity:
+class TestExpertCapacity:
     @pytest.mark.parametrize(
         ("arguments", "rows"),
         [
@@ -51,6 +54,77 @@ class TestCapacity:
         rounded = -(-exact // multiple) * multiple
         got = expert_capacity(tokens, num_experts=experts, k=k, factor=tenths / 10, multiple_of=multiple)
         assert got == max(rounded, 1)
+
+
+class TestCapacity:
+    """The value: 20 assignments over 4 experts have an even share of 5."""
+
+    @pytest.mark.parametrize(
+        ("capacity", "rows"),
+        [
+            (Capacity(), None),
+            (Capacity(factor=1.0), 5),
+            (Capacity(factor=1.25), 7),
+            (Capacity(factor=1.05), 6),  # V-MoE: 1.05 and multiples of 4
+            (Capacity(factor=1.05, multiple_of=4), 8),
+            (Capacity(factor=1.6, multiple_of=4), 8),
+            (Capacity(factor=0.1), 1),
+            (Capacity(factor=0.1, minimum=3), 3),
+            (Capacity(factor=2.0, maximum=6), 6),
+            (Capacity(factor=1.05, multiple_of=4, maximum=6), 6),
+            (Capacity(fixed=3), 3),
+            (Capacity(fixed=300), 300),
+            (Capacity(maximum=9), 9),  # automatic: as many as come, up to 9
+        ],
+        ids=repr,
+    )
+    def test_rows(self, capacity, rows):
+        assert capacity.rows(20, num_experts=4) == rows
+
+    def test_automatic_keeps_all_below_its_maximum(self):
+        routing = make_routing([[0]] * 3 + [[1]], num_experts=2)
+        automatic = Capacity(maximum=3).rows(4, num_experts=2)
+        assert send(routing, capacity=automatic).counts_E.tolist() == [3, 1]
+        tight = Capacity(maximum=2).rows(4, num_experts=2)
+        assert send(routing, capacity=tight).counts_E.tolist() == [2, 1]
+
+    def test_fixed_does_not_follow_the_batch(self):
+        assert {Capacity(fixed=7).rows(n, num_experts=4) for n in (1, 20, 4000)} == {7}
+
+    def test_training_and_evaluation_have_different_ones(self):
+        layer = mx.MoE(
+            router=mx.routers.Switch(4, 2),
+            experts=mx.GroupedMLP(num_experts=2, dim=4, hidden=4),
+            capacity=Capacity(factor=1.0, multiple_of=2),
+            eval_capacity=Capacity(maximum=7),
+        )
+        x = torch.ones(10, 4)  # equal tokens: one expert is asked by all
+        for training, expected in ((True, 6), (False, 7)):
+            with mx.record(layer.train(training)) as log:
+                layer(x)
+            assert log[""][0].kept_E.sum() == expected
+
+    def test_repr_shows_what_was_changed(self):
+        assert repr(Capacity()) == "Capacity()"
+        assert repr(Capacity(factor=1.25, multiple_of=4)) == "Capacity(factor=1.25, multiple_of=4)"
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"factor": 0.0}, "expected capacity_factor above 0, or None for dropless, got 0.0"),
+            ({"factor": -1.0}, "expected capacity_factor above 0, or None for dropless, got -1.0"),
+            ({"factor": float("nan")}, "expected capacity_factor above 0, or None for dropless, got nan"),
+            ({"factor": 1.0, "fixed": 3}, "expected a capacity factor or a fixed capacity, got 1.0 and 3"),
+            ({"fixed": 0}, "expected a capacity with fixed of at least 1, got 0; 0 rows would drop all"),
+            ({"multiple_of": 0}, "expected a capacity with multiple_of of at least 1, got 0"),
+            ({"minimum": 0}, "expected a capacity with minimum of at least 1, got 0"),
+            ({"maximum": 0}, "expected a capacity with maximum of at least 1, got 0; 0 rows would drop all"),
+            ({"minimum": 5, "maximum": 4}, "expected a capacity with minimum <= maximum, got 5 and 4"),
+        ],
+    )
+    def test_errors(self, options, message):
+        with pytest.raises(UserError, match=message):
+            Capacity(**options)
 
 
 class TestDropless:
@@ -166,7 +240,7 @@ class TestMask:
 
 def test_errors_say_what_was_expected():
     routing = make_routing([[0]], num_experts=1)
-    with pytest.raises(UserError, match='expected policy "drop" or "priority", got \'best\''):
+    with pytest.raises(UserError, match=r"expected a policy among drop, priority, reroute, got 'best'"):
         send(routing, policy="best")
     with pytest.raises(UserError, match=r"at least 1 row per expert, got 0; None means dropless"):
         send(routing, capacity=0)
@@ -175,7 +249,8 @@ def test_errors_say_what_was_expected():
 def test_the_gradient_reaches_the_weights_that_are_kept():
     routing = make_routing([[0], [0], [1]], num_experts=2, weights=[[0.5], [0.6], [0.7]])
     routing.weight_N.requires_grad_()
-    send(routing, capacity=1).weight_N.sum().backward()
+    rows = send(routing, capacity=1)
+    rows.weight_N[: int(rows.counts_E.sum())].sum().backward()
     assert routing.weight_N.grad.tolist() == [1.0, 0.0, 1.0]
 
 
@@ -195,7 +270,7 @@ def routings(draw):
 @settings(max_examples=150)
 def test_any_routing(routing, capacity, policy):
     rows = send(routing, capacity=capacity, policy=policy)
-    N = rows.index.token_N.shape[0]
+    N = int(rows.counts_E.sum())
     asked = routing.counts_E()
     expected = asked if capacity is None else asked.clamp(max=capacity)
     assert torch.equal(rows.counts_E, expected)  # no row stays free while an expert is asked

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from mixtura import MLP, GroupedMLP, ModuleExperts, UserError, kernels
+from mixtura import MLP, Capacity, GroupedMLP, ModuleExperts, MoE, MoEConfig, UserError, kernels, record
 from mixtura.dispatch import dispatch
+from mixtura.routers import TopK
 from tests.routings import make_routing
 
 
@@ -89,7 +91,7 @@ class TestGroupedMLP:
             ({"num_experts": 0}, "expected num_experts of at least 1, got 0"),
             ({"dim": 0}, "expected dim of at least 1, got 0"),
             ({"hidden": -2}, "expected hidden of at least 1, got -2"),
-            ({"activation": "tanh"}, r"expected an activation among \['geglu', .*\], got 'tanh'"),
+            ({"activation": "tanh"}, r"expected an activation among \[.*'geglu', .*\], got 'tanh'"),
         ],
     )
     def test_errors_name_the_argument(self, changed, message):
@@ -145,6 +147,152 @@ class TestModuleExperts:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert experts(rows).dtype is torch.bfloat16
 
+    def test_frozen_experts_pass_the_gradient_on(self):
+        experts = ModuleExperts([nn.Linear(4, 4) for _ in range(3)]).requires_grad_(requires_grad=False)
+        experts[2].requires_grad_()
+        x_TD = torch.randn(4, 4, requires_grad=True)
+        experts(make_rows(x_TD)).sum().backward()
+        assert [expert.weight.grad is not None for expert in experts] == [False, False, True]
+        assert x_TD.grad.any()
+
     def test_none_at_all(self):
         with pytest.raises(UserError, match="expected at least one expert, got none"):
             ModuleExperts([])
+
+
+def dropping(**options) -> MoE:
+    layer = MoEConfig(**{"dim": 6, "hidden": 8, "num_experts": 4, "k": 2, "dropout": 0.5, **options}).build()
+    nn.init.normal_(layer.router.weight, std=0.7)
+    return layer
+
+
+class TestExpertDropout:
+    """Dropout inside the experts, seen from the layer."""
+
+    def test_training_keeps_the_mean_and_evaluation_drops_nothing(self):
+        layer, x = dropping(), torch.randn(5, 6)
+        plain = dropping(dropout=0.0)
+        plain.load_state_dict(layer.state_dict())
+        assert torch.equal(layer.eval()(x), plain(x))
+        layer.train()
+        draws = torch.stack([layer(x) for _ in range(4000)])
+        spread = draws.std(0) / 4000**0.5
+        assert ((draws.mean(0) - plain(x)).abs() < 5 * spread).all()
+        assert (spread > 0).all()
+
+    def test_a_seed_decides_what_is_dropped(self):
+        layer, x = dropping(), torch.randn(5, 6)
+        outputs = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            outputs.append(layer(x))
+        assert torch.equal(outputs[0], outputs[1])
+        assert not torch.equal(outputs[0], outputs[2])
+
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize("capacity_factor", [None, 1.0])
+    def test_output_and_gradients_are_the_loops_with_the_same_mask(self, bias, capacity_factor):
+        layer = dropping(dropout=0.4, bias=bias, capacity_factor=capacity_factor, num_experts=5)
+        x, results = torch.randn(11, 6, requires_grad=True), []
+        for kernel in ("cpu", "reference"):
+            torch.manual_seed(5)
+            with kernels.use(kernel):
+                y = layer(x)
+                results.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
+        for fast, loop in zip(*results, strict=True):
+            torch.testing.assert_close(fast, loop)
+
+    def test_by_hand_the_rest_is_scaled_up(self):
+        layer, x = dropping(dropout=0.75, activation="relu", num_experts=1, k=1, router="switch"), torch.randn(3, 6)
+        torch.manual_seed(5)
+        keep_NF = torch.empty(3, 8).bernoulli_(0.25)
+        torch.manual_seed(5)
+        hidden_NF = (x @ layer.experts.up_proj[0].T).relu() * keep_NF * 4
+        torch.testing.assert_close(layer(x), hidden_NF @ layer.experts.down_proj[0].T)
+
+    def test_recomputation_drops_the_same(self):
+        layer, x, grads = dropping(), torch.randn(9, 6, requires_grad=True), []
+        for run in (layer, lambda x: checkpoint(layer, x, use_reentrant=False)):
+            torch.manual_seed(3)
+            layer.zero_grad()
+            run(x).square().sum().backward()
+            grads.append(layer.experts.up_proj.grad.clone())
+        assert torch.equal(*grads)
+
+
+class Sequences(nn.Module):
+    """An expert for samples (n, L, D) that gives its module's sequences back."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        if isinstance(self.module, nn.Conv2d):
+            return self.module(x.unsqueeze(1)).squeeze(1)
+        y = self.module(x)
+        return y[0] if isinstance(y, tuple) else y
+
+
+def make_mixed() -> ModuleExperts:
+    """An MLP, a convolution, a recurrent network and a Transformer block, each over samples of (5, 6)."""
+    return ModuleExperts(
+        [
+            Sequences(MLP(dim=6, hidden=7)),
+            Sequences(nn.Conv2d(1, 1, 3, padding=1)),
+            Sequences(nn.GRU(6, 6, batch_first=True)),
+            Sequences(nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True)),
+        ],
+        row_shape=(5, 6),
+    )
+
+
+class TestMixedExperts:
+    """Experts of different kinds in one layer, with whole samples routed between them."""
+
+    @pytest.fixture
+    def layer(self):
+        layer = MoE(router=TopK(30, num_experts=4, k=2), experts=make_mixed())
+        nn.init.normal_(layer.router.weight)
+        return layer
+
+    @staticmethod
+    def loop(layer, x):
+        """Sample by sample."""
+        routing = layer.router(x.flatten(-2))
+        y = [torch.zeros(5, 6) for _ in x]
+        for token, expert, weight in zip(
+            routing.token_N.tolist(), routing.expert_N.tolist(), routing.weight_N, strict=True
+        ):
+            y[token] = y[token] + weight * layer.experts[expert](x[token : token + 1])[0]
+        return torch.stack(y)
+
+    @pytest.mark.parametrize("samples", [1, 9])
+    def test_output_and_gradients_are_the_loops(self, layer, samples):
+        x, seen = torch.randn(samples, 5, 6, requires_grad=True), []
+        weight = torch.randn(samples, 5, 6)
+        for y in (layer(x), self.loop(layer, x)):
+            grads = torch.autograd.grad((y * weight).sum(), [x, *layer.parameters()], materialize_grads=True)
+            seen.append([y, *grads])
+        for got, expected in zip(*seen, strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+    def test_each_kind_learns(self, layer):
+        layer(torch.randn(40, 5, 6)).square().sum().backward()
+        for expert in layer.experts:
+            assert all(parameter.grad is not None for parameter in expert.parameters())
+
+    def test_any_leading_shape_and_no_samples(self, layer):
+        x = torch.randn(2, 3, 5, 6)
+        torch.testing.assert_close(layer(x).flatten(0, 1), layer(x.flatten(0, 1)))
+        assert layer(torch.randn(0, 5, 6)).shape == (0, 5, 6)
+        with pytest.raises(UserError, match=r"expected x of shape \(\.\.\., 5, 6\), got shape \(2, 6, 5\)"):
+            layer(torch.randn(2, 6, 5))
+
+    def test_padding_and_capacity(self, layer):
+        layer.capacity = Capacity(fixed=2)
+        x, mask = torch.randn(8, 5, 6), torch.tensor([True] * 6 + [False] * 2)
+        with record(layer) as log:
+            y = layer(x, mask=mask)
+        assert log[""][0].kept_E.max() <= 2
+        assert not y[~mask].any()

@@ -14,8 +14,20 @@ from mixtura import UserError
 
 def make_layer(**options) -> mx.MoE:
     layer = mx.MoEConfig(**{"dim": 6, "hidden": 8, "num_experts": 4, "k": 2, **options}).build()
-    nn.init.normal_(layer.router.weight, std=0.7)
+    if layer.router.weight is not None:
+        nn.init.normal_(layer.router.weight, std=0.7)
     return layer
+
+
+def of_router(name: str, **options) -> dict:
+    """Options of a recipe with this router, and as many choices as it can have."""
+    return {"router": name, "k": 2 if mx.routers.ROUTERS[name].takes_k else None, **options}
+
+
+def run(layer: mx.MoE, x: torch.Tensor) -> torch.Tensor:
+    """The output for any router: under a fixed seed, and with a context where one is needed."""
+    torch.manual_seed(1)
+    return layer(x, context=torch.arange(len(x))) if layer.router.needs_context else layer(x)
 
 
 def kept(layer: mx.MoE, x: torch.Tensor, **arguments) -> list[int]:
@@ -54,7 +66,7 @@ class TestShapes:
 
 class TestDtypes:
     def test_a_bf16_model_routes_in_fp32_and_answers_in_bf16(self):
-        layer = make_layer(shared_hidden=4, shared_gate=True, losses={"load_balance": 1.0}).bfloat16()
+        layer = make_layer(shared_hidden=4, shared_gate="sigmoid", losses={"load_balance": 1.0}).bfloat16()
         x = torch.randn(5, 6).bfloat16().requires_grad_()
         with mx.record(layer) as log:
             y = layer(x)
@@ -67,7 +79,7 @@ class TestDtypes:
 
     @pytest.mark.parametrize("experts", ["grouped", "modules"])
     def test_autocast_keeps_the_routing_and_the_inputs_dtype(self, experts):
-        layer, x = make_layer(shared_hidden=4, shared_gate=True), torch.randn(7, 6)
+        layer, x = make_layer(shared_hidden=4, shared_gate="sigmoid"), torch.randn(7, 6)
         if experts == "modules":
             layer.experts = mx.ModuleExperts([nn.Linear(6, 6) for _ in range(4)])
         with mx.record(layer) as log:
@@ -88,7 +100,7 @@ class TestCapacity:
         assert kept(layer, torch.rand(12, 6)) == [0, 0, 12, 0]
 
     def test_training_and_evaluation_have_their_own(self):
-        layer = make_layer(k=1, router="switch", capacity_factor=1.0, eval_capacity_factor=2.0)
+        layer = make_layer(k=1, router="switch", capacity_factor=1.0, eval_capacity=mx.Capacity(factor=2.0))
         send_all_to(layer, 2)
         x = torch.rand(12, 6)
         assert kept(layer, x) == [0, 0, 3, 0]
@@ -100,7 +112,7 @@ class TestCapacity:
         assert kept(layer, torch.rand(12, 6)) == [0, 0, 3, 0]
 
     def test_multiple(self):
-        layer = make_layer(k=1, router="switch", capacity_factor=1.0, capacity_multiple=4)
+        layer = make_layer(k=1, router="switch", capacity=mx.Capacity(factor=1.0, multiple_of=4))
         send_all_to(layer, 0)
         assert kept(layer, torch.rand(12, 6)) == [4, 0, 0, 0]
         assert kept(layer, torch.rand(20, 6)) == [8, 0, 0, 0]
@@ -183,11 +195,20 @@ class TestShared:
         torch.testing.assert_close(layer(x), alone(x) + layer.shared(x))
 
     def test_its_gate(self):
-        layer, x = make_layer(shared_hidden=4, shared_gate=True), torch.randn(5, 6)
+        layer, x = make_layer(shared_hidden=4, shared_gate="sigmoid"), torch.randn(5, 6)
         alone = copy.deepcopy(layer)
         alone.shared = None
         gate = torch.sigmoid(x @ layer.shared_gate.weight.T)
         torch.testing.assert_close(layer(x), alone(x) + gate * layer.shared(x))
+        layer(x).sum().backward()
+        assert layer.shared_gate.weight.grad.norm() > 0
+
+    def test_residual_mixture_weights_both_by_a_softmax(self):
+        layer, x = make_layer(shared_hidden=4, shared_gate="softmax"), torch.randn(5, 6)
+        alone = copy.deepcopy(layer)
+        alone.shared = None
+        share = (x @ layer.shared_gate.weight.T).softmax(-1)
+        torch.testing.assert_close(layer(x), share[:, :1] * alone(x) + share[:, 1:] * layer.shared(x))
         layer(x).sum().backward()
         assert layer.shared_gate.weight.grad.norm() > 0
 
@@ -221,22 +242,17 @@ class TestDropIn:
 
     @pytest.mark.parametrize("router", mx.routers.ROUTERS)
     def test_copies_and_checkpoints_give_the_same_output(self, router):
-        k = 1 if router == "switch" else 2
-        layer, x = (
-            make_layer(router=router, k=k, shared_hidden=4, shared_gate=True, bias=True).eval(),
-            torch.randn(5, 6),
-        )
-        other = make_layer(router=router, k=k, shared_hidden=4, shared_gate=True, bias=True).eval()
-        assert not torch.allclose(layer(x), other(x))
+        options = of_router(router, shared_hidden=4, shared_gate="sigmoid", bias=True)
+        layer, other, x = make_layer(**options).eval(), make_layer(**options).eval(), torch.randn(5, 6)
+        assert not torch.allclose(run(layer, x), run(other, x))
         other.load_state_dict(layer.state_dict())
-        assert torch.equal(layer(x), other(x))
-        assert torch.equal(layer(x), copy.deepcopy(layer)(x))
+        assert torch.equal(run(layer, x), run(other, x))
+        assert torch.equal(run(layer, x), run(copy.deepcopy(layer), x))
 
     def test_the_state_dict_has_these_keys(self):
-        assert list(make_layer(shared_hidden=4, shared_gate=True, router="sigmoid_bias").state_dict()) == [
+        assert list(make_layer(shared_hidden=4, shared_gate="sigmoid", router="sigmoid_bias").state_dict()) == [
             "router.weight",
             "router.bias",
-            "router.pending_counts",
             "experts.up_proj",
             "experts.down_proj",
             "shared.up_proj.weight",
@@ -246,7 +262,7 @@ class TestDropIn:
 
     @pytest.mark.parametrize("router", mx.routers.ROUTERS)
     def test_made_on_meta_and_filled_later(self, router):
-        options = {"router": router, "k": 1 if router == "switch" else 2, "bias": True, "shared_hidden": 4}
+        options = of_router(router, bias=True, shared_hidden=4)
         with torch.device("meta"):
             layer = mx.MoEConfig(dim=64, hidden=64, num_experts=4, **options).build()
         assert {tensor.device.type for tensor in layer.state_dict().values()} == {"meta"}
@@ -261,8 +277,9 @@ class TestDropIn:
         for (name, tensor), expected in zip(layer.state_dict().items(), twin.state_dict().values(), strict=True):
             assert tensor.dtype == expected.dtype, name
             assert tensor.isfinite().all(), name
-            assert tensor.float().std().item() == pytest.approx(expected.float().std().item(), rel=0.3), name
-        assert layer(torch.randn(3, 64)).isfinite().all()
+            if tensor.numel() > 100:
+                assert tensor.float().std().item() == pytest.approx(expected.float().std().item(), rel=0.3), name
+        assert run(layer, torch.randn(3, 64)).isfinite().all()
 
     def test_print_is_readable(self):
         layer = mx.MoEConfig(
@@ -271,7 +288,7 @@ class TestDropIn:
         assert repr(layer) == "\n".join(
             [
                 "MoE(",
-                "  capacity_factor=1.5, policy=drop, losses={'z': 0.001}",
+                "  capacity=Capacity(factor=1.5), policy=drop, pooling=sum, losses={'z': 0.001}",
                 "  (router): TopK(dim=4, num_experts=2, k=2)",
                 "  (experts): GroupedMLP(num_experts=2, dim=4, hidden=8, activation=swiglu, bias=False)",
                 "  (shared): MLP(",
@@ -288,14 +305,16 @@ class TestErrors:
         ("changed", "message"),
         [
             ({"k": 5}, "expected 1 <= k <= num_experts, got k=5 with num_experts=4; choose a smaller k"),
-            ({"router": "best"}, r"expected a router among \['noisy_topk', .*\], got 'best'"),
-            ({"router": "switch"}, 'expected k=1 with router="switch", got k=2; use router="topk"'),
+            ({"router": "best"}, r"expected a router among \[.*'noisy_topk', .*\], got 'best'"),
+            ({"router": "switch"}, "expected k=1 with router='switch', got k=2; leave k out"),
             ({"capacity_factor": 0.0}, "expected capacity_factor above 0, or None for dropless, got 0.0"),
-            ({"eval_capacity_factor": -1.0}, "expected eval_capacity_factor above 0, or None for dropless, got -1.0"),
-            ({"capacity_multiple": 0}, "expected capacity_multiple of at least 1, got 0"),
-            ({"policy": "random"}, 'expected policy "drop" or "priority", got \'random\''),
-            ({"shared_gate": True}, "expected a shared module for shared_gate=True, got shared=None"),
-            ({"losses": {"z": 1.0, "entropy2": 1.0}}, r"expected losses among \['importance', .*\], got 'entropy2'"),
+            ({"policy": "random"}, "expected a policy among drop, priority.*, got 'random'"),
+            ({"shared_gate": "sigmoid"}, "beside a shared module, got 'sigmoid' with shared=None"),
+            ({"shared_gate": "tanh", "shared_hidden": 3}, "expected shared_gate None, .*, got 'tanh' with shared=MLP"),
+            ({"pooling": "median"}, "expected a pooling among sum, highest, vote, got 'median'"),
+            ({"dropout": 1.0}, "expected 0 <= dropout < 1, got 1.0"),
+            ({"capacity_factor": 1.0, "capacity": mx.Capacity()}, "expected capacity_factor or capacity, got both"),
+            ({"losses": {"z": 1.0, "entropy2": 1.0}}, r"expected losses among \['entropy', .*\], got 'entropy2'"),
             ({"hidden": 0}, "expected hidden of at least 1, got 0"),
             ({"activation": "tanh"}, "expected an activation among"),
         ],
@@ -327,34 +346,6 @@ class TestErrors:
             UserError, match=r"expected priority with one value per token, of shape \(2, 3\), got \(6,\)"
         ):
             layer(x, priority=torch.zeros(6))
-
-
-def test_a_recipe_builds_what_it_says():
-    recipe = mx.MoEConfig(
-        dim=6,
-        hidden=8,
-        num_experts=4,
-        k=3,
-        router="sigmoid_bias",
-        router_options={"scale": 2.0},
-        activation="relu",
-        bias=True,
-        shared_hidden=5,
-        shared_gate=True,
-        capacity_factor=1.25,
-        eval_capacity_factor=2.0,
-        capacity_multiple=8,
-        policy="priority",
-        losses={"z": 1e-3},
-    )
-    layer = recipe.build()
-    assert isinstance(layer.router, mx.routers.SigmoidBias)
-    assert (layer.router.k, layer.router.scale) == (3, 2.0)
-    assert layer.experts.up_bias.shape == (4, 8)
-    assert layer.shared.up_proj.weight.shape == (5, 6)
-    assert layer.shared.up_proj.bias is not None
-    assert (layer.capacity_factor, layer.eval_capacity_factor, layer.capacity_multiple) == (1.25, 2.0, 8)
-    assert (layer.policy, layer.losses) == ("priority", {"z": 1e-3})
 
 
 def test_losses_leave_evaluation_alone():

@@ -1,14 +1,13 @@
-"""Routing and Rows as values, taps, and what recomputation looks like from inside."""
+"""Routing and Rows as values."""
 
 import dataclasses
 
 import pytest
 import torch
-from torch import nn
-from torch.utils.checkpoint import checkpoint
 
+from mixtura.dispatch import dispatch
 from mixtura.kernels.rows import RowIndex
-from mixtura.routing import Routing, Rows, announce, is_recomputing, tap
+from mixtura.routing import Routing, Rows, SlotRouting
 from tests.routings import make_routing
 
 
@@ -70,36 +69,37 @@ def test_rows_gather_scale_and_combine():
     assert rows.combine(scaled).tolist() == [[2.0, 4.0], [4.5, 6.0]]
 
 
-def test_taps_nest_and_close():
-    heard = []
-    layer, routing = nn.Identity(), make_routing([[0]], num_experts=1)
-    with tap(lambda *_: heard.append("outer")):
-        with tap(lambda *_: heard.append("inner")):
-            announce(layer, routing, None)
-        announce(layer, routing, None)
-    announce(layer, routing, None)
-    assert heard == ["outer", "inner", "outer"]
+def test_null_experts_and_none_reach_no_expert():
+    probs = torch.full((2, 4), 0.25)
+    routing = dataclasses.replace(
+        Routing.from_choices(
+            torch.tensor([[0, 3, -1], [2, 1, 3]]), torch.ones(2, 3), logits_TE=probs, probs_TE=probs, partial=True
+        ),
+        null_experts=2,
+    )
+    assert routing.num_experts == 2
+    assert routing.routes_N().tolist() == [0, 3, 4, 2, 1, 3]
+    assert routing.route_counts().tolist() == [1, 1, 1, 2]
+    assert routing.counts_E().tolist() == [1, 1]
+    assert not routing.reaches_all
+    masked = dataclasses.replace(routing, mask_T=torch.tensor([False, True]))
+    assert masked.route_counts().tolist() == [0, 1, 1, 1]
 
 
-def test_a_tap_closes_after_an_error():
-    heard = []
-    with pytest.raises(ZeroDivisionError), tap(lambda *_: heard.append(1)):
-        raise ZeroDivisionError
-    announce(nn.Identity(), make_routing([[0]], num_experts=1), None)
-    assert not heard
+def test_slots_are_means_of_tokens_and_tokens_means_of_slots():
+    x_TD = torch.tensor([[1.0], [3.0], [5.0]])
+    share_TS = torch.tensor([[0.5, 0.0], [0.5, 0.0], [0.0, 1.0]])
+    mix_TS = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
+    routing = SlotRouting.from_slots(share_TS, mix_TS, num_experts=2)
+    assert routing.probs_TE.tolist() == mix_TS.tolist()
+    assert (routing.num_tokens, routing.num_experts, routing.counts_E().tolist()) == (3, 2, [1, 1])
+    rows = dispatch(routing, x_TD)
+    assert rows.gather().tolist() == [[2.0], [5.0]]
+    assert rows.combine(rows.gather() * torch.tensor([[1.0], [10.0]])).tolist() == [[2.0], [26.0], [50.0]]
 
 
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_recomputation_is_recognised(use_reentrant):
-    seen = []
-
-    def block(x):
-        seen.append(is_recomputing())
-        return x.sin()
-
-    x = torch.ones(2, requires_grad=True)
-    y = checkpoint(block, x, use_reentrant=use_reentrant)
-    assert seen == [False]
-    y.sum().backward()
-    assert seen == [False, True]
-    assert not is_recomputing()
+def test_first_choices():
+    regular = make_routing([[2, 0], [-1, 2]], num_experts=3)
+    assert regular.first_choice_T().tolist() == [2, -1]
+    irregular = make_routing([[0, 1], [1]], num_experts=2, probs=[[0.2, 0.8], [0.9, 0.1]], regular=False)
+    assert irregular.first_choice_T().tolist() == [1, 0]

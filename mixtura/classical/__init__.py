@@ -19,9 +19,15 @@ from mixtura.classical.experts.logistic import LogisticExpert
 from mixtura.classical.experts.student import StudentTExpert
 from mixtura.classical.gates.classifier import ClassifierGate
 from mixtura.classical.gates.gaussian import GaussianGate
+from mixtura.classical.gates.log_posterior import LogPosteriorGate
 from mixtura.classical.gates.softmax import ConstantGate, SoftmaxGate
+from mixtura.classical.hierarchy.classifier import HMEClassifier
+from mixtura.classical.hierarchy.gate import TreeGate
+from mixtura.classical.hierarchy.regressor import HMERegressor
+from mixtura.classical.hierarchy.tree import Tree
 from mixtura.classical.regressor import MoERegressor
 from mixtura.classical.selection import select_n_experts
+from mixtura.classical.significance import five_by_two, mcnemar, paired_t
 
 __all__ = [
     "Centroids",
@@ -31,16 +37,24 @@ __all__ = [
     "EstimatorExpert",
     "GammaExpert",
     "GaussianGate",
+    "HMEClassifier",
+    "HMERegressor",
     "InlierOutlier",
     "LabelColumn",
     "LinearExpert",
+    "LogPosteriorGate",
     "LogisticExpert",
     "MoEClassifier",
     "MoERegressor",
     "PoissonExpert",
     "SoftmaxGate",
     "StudentTExpert",
+    "Tree",
+    "TreeGate",
     "agreement",
+    "five_by_two",
     "match_experts",
+    "mcnemar",
+    "paired_t",
     "select_n_experts",
 ]

@@ -5,7 +5,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
-from sklearn.preprocessing import LabelEncoder
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
@@ -86,7 +85,14 @@ class MoEClassifier(ClassifierMixin, Mixture):
             y: (n_samples,) labels.
             sample_weight: (n_samples,), non-negative.
         """
-        X, y = validate_data(self, X, y, dtype=np.float64)
+        data, used = self._data(X, y, sample_weight)
+        return self._fit(data, used=used)
+
+    def _data(
+        self, X: Any, y: Any, sample_weight: Any, *, reset: bool = True, known: bool = False
+    ) -> tuple[Data, NDArray[np.bool_]]:
+        """Check what the user passed; `used` marks the rows with weight, which alone are data."""
+        X, y = validate_data(self, X, y, dtype=np.float64, reset=reset)
         check_classification_targets(y)
         check_choice("pooling", self.pooling, ("weighted", "highest", "vote"))
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
@@ -94,13 +100,11 @@ class MoEClassifier(ClassifierMixin, Mixture):
             weight = weight * compute_sample_weight(self.class_weight, y)
         used = weight > 0
         X, y, weight = (X, y, weight) if used.all() else (X[used], y[used], weight[used])
-        encoder = LabelEncoder()
-        labels = encoder.fit_transform(y)
-        self.classes_ = encoder.classes_
+        if not known:
+            self.classes_ = np.unique(y)
+        labels = self._target(y)
         names = tuple(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None
-        return self._fit(
-            Data(X=X, y=labels, sample_weight=weight, classes=self.classes_, feature_names=names), used=used
-        )
+        return Data(X=X, y=labels, sample_weight=weight, classes=self.classes_, feature_names=names), used
 
     def _experts(self) -> tuple[ExpertFamily, int]:
         return choose_experts(self.expert, self.n_experts, task="classification")

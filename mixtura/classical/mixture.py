@@ -20,9 +20,9 @@ from mixtura.classical.division import ColumnGroups, Division, given_shares
 from mixtura.classical.em import Parameters, Progress, Task, responsibilities, start, temperature_at
 from mixtura.classical.experts.base import ExpertFamily
 from mixtura.classical.experts.mixed import split_columns
+from mixtura.classical.gates.base import Gate
 from mixtura.classical.gates.choose import choose_gate
-from mixtura.classical.gates.softmax import ConstantGate
-from mixtura.classical.initial import first_division, soften
+from mixtura.classical.initial import soften
 from mixtura.classical.restarts import best_run
 from mixtura.errors import UserError
 
@@ -30,12 +30,15 @@ from mixtura.errors import UserError
 class Mixture(BaseEstimator, ABC):
     """Base of the EM mixtures: subclasses say what y may be and how experts are pooled."""
 
+    # Whether experts that explain nothing get a second chance.
+    _reseeds = True
+
     def _fit(self, data: Data, *, used: NDArray[np.bool_]) -> Self:
         """Run EM on checked data and keep the best run; `used` marks the rows of the user's X that data holds."""
         family, n_experts = self._experts()
         check_settings(self, data, n_experts)
         seeds = [int(s) for s in check_random_state(self.random_state).randint(2**31 - 1, size=self.n_init + 1)]
-        gate = choose_gate(self.gate, self.division)
+        gate = self._gate()
         if isinstance(self.division, ColumnGroups):
             family = split_columns(family, self.division.groups)
         task = Task(
@@ -46,12 +49,20 @@ class Mixture(BaseEstimator, ABC):
             tol=self.tol,
             max_iter=self.max_iter,
             temperature=self.temperature,
-            reseed=not gate.fixed,
+            reseed=self._reseeds and not gate.fixed,
         )
         starts = self._starts(data, n_experts, seeds=seeds, used=used)
         best, objectives = best_run(task, starts, n_jobs=self.n_jobs, verbose=self.verbose)
-        self._keep(best, objectives, n_experts)
+        best = self._refine(best, data, family=family, seed=seeds[0])
+        self._keep(best, objectives)
         return self
+
+    def _gate(self) -> Gate:
+        return choose_gate(self.gate, self.division)
+
+    def _refine(self, best: Progress, data: Data, *, family: ExpertFamily, seed: int) -> Progress:  # noqa: ARG002  for trees
+        """Go on from the best run; a hierarchy grows and prunes its tree here."""
+        return best
 
     def _starts(
         self, data: Data, n_experts: int, *, seeds: list[int], used: NDArray[np.bool_]
@@ -70,24 +81,13 @@ class Mixture(BaseEstimator, ABC):
             else:
                 shares = given_shares(division, len(used), n_experts)[used]
             return [partial(start, data, soften(shares), temperature=self.temperature)]
-        looks_at_X = self.gate != "constant" and not isinstance(self.gate, ConstantGate)
-        return [
-            partial(
-                _start,
-                data,
-                n_experts,
-                restart=i,
-                looks_at_X=looks_at_X,
-                seed=seed,
-                temperature=self.temperature,
-            )
-            for i, seed in enumerate(seeds[1:])
-        ]
+        divide = partial(_start, data, n_experts, divide=self._gate().divide, temperature=self.temperature)
+        return [partial(divide, restart=i, seed=seed) for i, seed in enumerate(seeds[1:])]
 
-    def _keep(self, best: Progress, objectives: list[float], n_experts: int) -> None:
+    def _keep(self, best: Progress, objectives: list[float]) -> None:
         assert best.best is not None
         self.gate_, self.experts_ = best.best.gate, best.best.experts.finished()
-        self.n_experts_ = n_experts
+        self.n_experts_ = self.experts_.n_experts
         self.n_iter_ = len(best.steps)
         self.converged_ = best.converged
         self.log_likelihood_ = best.best_log_likelihood
@@ -174,9 +174,10 @@ class Mixture(BaseEstimator, ABC):
         return checked
 
 
-def _start(data: Data, n_experts: int, *, restart: int, looks_at_X: bool, seed: int, temperature: float) -> Progress:
-    shares = first_division(data, n_experts, restart=restart, looks_at_X=looks_at_X, seed=seed)
-    return start(data, shares, temperature=temperature)
+def _start(
+    data: Data, n_experts: int, *, divide: Callable[..., Array], restart: int, seed: int, temperature: float
+) -> Progress:
+    return start(data, divide(data, n_experts, restart=restart, seed=seed), temperature=temperature)
 
 
 def _go_on(data: Data, parameters: Parameters) -> Progress:

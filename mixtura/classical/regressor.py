@@ -102,7 +102,12 @@ class MoERegressor(RegressorMixin, Mixture):
             y: (n_samples,) or (n_samples, n_outputs).
             sample_weight: (n_samples,), non-negative.
         """
-        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
+        data, used = self._data(X, y, sample_weight)
+        return self._fit(data, used=used)
+
+    def _data(self, X: Any, y: Any, sample_weight: Any, *, reset: bool = True) -> tuple[Data, NDArray[np.bool_]]:
+        """Check what the user passed; `used` marks the rows with weight, which alone are data."""
+        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, reset=reset)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         self._squeeze = y.ndim == 1
         used = weight > 0
@@ -110,7 +115,7 @@ class MoERegressor(RegressorMixin, Mixture):
         check_choice("pooling", self.pooling, ("weighted", "highest"))
         names = tuple(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None
         target = np.asarray(y, dtype=np.float64).reshape(len(X), -1)
-        return self._fit(Data(X=X, y=target, sample_weight=weight, feature_names=names), used=used)
+        return Data(X=X, y=target, sample_weight=weight, feature_names=names), used
 
     def _experts(self) -> tuple[ExpertFamily, int]:
         return choose_experts(self.expert, self.n_experts, task="regression")

@@ -27,7 +27,6 @@ def best_run(
     The runs go in rounds, so that one whose predicted end lies far below what another has already reached is given up.
     The result does not depend on `n_jobs`.
     """
-    runs = [None] * len(starts)
     active = list(range(len(starts)))
     progress: dict[int, Progress] = {}
     while active:
@@ -36,12 +35,13 @@ def best_run(
             for i in active
         )
         progress.update(zip(active, Parallel(n_jobs=n_jobs)(jobs), strict=True))
-        best = max(p.best_objective for p in progress.values())
+        leader = max(progress, key=lambda i: progress[i].best_objective)
+        best = progress[leader].best_objective
+        # The leader may stand below its own best, after experts were re-seeded, and still goes on.
         active = [
             i
             for i in active
-            if not finished(task, progress[i])
-            and not (early_stop and len(runs) > 1 and predicted_end(progress[i]) < best)
+            if not finished(task, progress[i]) and (i == leader or not early_stop or predicted_end(progress[i]) >= best)
         ]
     objectives = [progress[i].best_objective for i in range(len(starts))]
     return progress[int(np.argmax(objectives))], objectives

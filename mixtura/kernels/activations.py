@@ -53,6 +53,31 @@ def _gated(forward: Callable[[Tensor], Tensor], grad: Callable[[Tensor, Tensor],
     return Activation(gate_times_up, backward, gated=True)
 
 
+SWIGLU_LIMIT, SWIGLU_SLOPE = 7.0, 1.702  # of "clamped_swiglu", as gpt-oss has them
+
+
+def _clamped(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gate's half clamped above, the other half clamped on both sides plus 1, and the sigmoid between them."""
+    gate, up = z.chunk(2, dim=-1)
+    gate = gate.clamp(max=SWIGLU_LIMIT)
+    return gate, up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT) + 1, torch.sigmoid(gate * SWIGLU_SLOPE)
+
+
+def _clamped_swiglu(z: Tensor) -> Tensor:
+    gate, up, sigmoid = _clamped(z)
+    return up * (gate * sigmoid)
+
+
+def _clamped_swiglu_backward(da: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    gate, up, sigmoid = _clamped(z)
+    glu = gate * sigmoid
+    dgate = da * up * (sigmoid + SWIGLU_SLOPE * glu * (1 - sigmoid))
+    raw_gate, raw_up = z.chunk(2, dim=-1)
+    # Behind a clamp nothing moves; on its edge torch's clamp lets the gradient pass.
+    dz = torch.cat([dgate * (raw_gate <= SWIGLU_LIMIT), da * glu * (raw_up.abs() <= SWIGLU_LIMIT)], dim=-1)
+    return up * glu, dz
+
+
 _gelu = torch.nn.functional.gelu
 _silu = torch.nn.functional.silu
 
@@ -62,6 +87,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": _plain(_silu, _aten.silu_backward),
     "swiglu": _gated(_silu, _aten.silu_backward),
     "geglu": _gated(_gelu, _aten.gelu_backward),
+    "clamped_swiglu": Activation(_clamped_swiglu, _clamped_swiglu_backward, gated=True),
 }
 
 

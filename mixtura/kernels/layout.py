@@ -102,10 +102,11 @@ class Layout:
     def __init__(self, index: RowIndex, *, macs_per_row: int) -> None:
         self.index, self.device = index, index.token_N.device
         counts: list[int] = index.counts_E.tolist()
+        self.num_kept = sum(counts)
         self.partition = partition(counts, macs_per_row=macs_per_row)
         self.order_E = None if self.partition.is_natural else torch.tensor(self.partition.order, device=self.device)
         self.num_rows = self.partition.num_rows
-        self.is_compact = self.partition.is_natural and self.num_rows == index.token_N.shape[0]
+        self.is_compact = self.partition.is_natural and self.num_rows == self.num_kept == index.token_N.shape[0]
         if not self.is_compact:
             self._place(counts)
 
@@ -117,10 +118,12 @@ class Layout:
         shift = [0] * len(counts)
         for place, expert in enumerate(order):
             shift[expert] = start_e[place] - start_E[expert]
-        N = self.index.token_N.shape[0]
-        shift_N = torch.tensor(shift, device=self.device).repeat_interleave(self.index.counts_E, output_size=N)
-        self.place_N = torch.arange(N, device=self.device) + shift_N
-        self.token_R = self.index.token_N.new_zeros(self.num_rows).index_copy_(0, self.place_N, self.index.token_N)
+        # Of the kept rows only: the tail has no place in the layout.
+        kept = self.num_kept
+        shift_N = torch.tensor(shift, device=self.device).repeat_interleave(self.index.counts_E, output_size=kept)
+        self.place_N = torch.arange(kept, device=self.device) + shift_N
+        token_N = self.index.token_N[:kept]
+        self.token_R = token_N.new_zeros(self.num_rows).index_copy_(0, self.place_N, token_N)
         is_padding_R = torch.ones(self.num_rows, dtype=torch.bool, device=self.device)
         self.padding = is_padding_R.index_fill_(0, self.place_N, 0).nonzero().view(-1)
 
@@ -134,11 +137,19 @@ class Layout:
         """Put one value or row per assignment into the layout: (N, *) -> (R, *)."""
         if self.is_compact:
             return rows
-        return rows.new_zeros(self.num_rows, *rows.shape[1:]).index_copy_(0, self.place_N, rows)
+        return rows.new_zeros(self.num_rows, *rows.shape[1:]).index_copy_(0, self.place_N, rows[: self.num_kept])
 
     def compact(self, rows: Tensor) -> Tensor:
-        """The inverse of `spread`: (R, *) -> (N, *)."""
-        return rows if self.is_compact else rows.index_select(0, self.place_N)
+        """The inverse of `spread`: (R, *) -> (N, *), with zeros in the tail."""
+        if self.is_compact:
+            return rows
+        N = self.index.token_N.shape[0]
+        if self.num_kept == N:
+            return rows.index_select(0, self.place_N)
+        out = rows.new_empty(N, *rows.shape[1:])
+        torch.index_select(rows, 0, self.place_N, out=out[: self.num_kept])
+        out[self.num_kept :] = 0
+        return out
 
     def product(self, rows: Tensor, weight: Tensor, *, transpose: bool = False, bias: Tensor | None = None) -> Tensor:
         """Each row times its expert's matrix, plus its bias: (R, X) -> (R, Y). Weight: (E, X, Y), or (E, Y, X)."""

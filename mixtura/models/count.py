@@ -1,5 +1,6 @@
 """How large a model is: parameters in total, and those that one token meets."""
 
+from fractions import Fraction
 from typing import NamedTuple
 
 from torch import nn
@@ -32,10 +33,19 @@ def count_parameters(model: nn.Module) -> ParameterCount:
         >>> count_parameters(config.build())
         ParameterCount(total=272, active=80)
     """
-    total = sum(p.numel() for p in model.parameters())
-    idle = 0
-    for layer in model.modules():
-        if isinstance(layer, MoE):
-            experts = sum(p.numel() for p in layer.experts.parameters())
-            idle += experts * (layer.router.num_experts - layer.router.k) // layer.router.num_experts
-    return ParameterCount(total=total, active=total - idle)
+    shares: dict[nn.Parameter, Fraction] = {}
+    _spread(model, Fraction(1), shares)
+    idle = sum(p.numel() * (1 - share) for p, share in shares.items())
+    total = sum(p.numel() for p in shares)
+    return ParameterCount(total=total, active=total - int(idle))
+
+
+def _spread(module: nn.Module, share: Fraction, shares: dict[nn.Parameter, Fraction]) -> None:
+    """The share of each parameter that a token meets; the largest where a parameter is used in several places."""
+    for parameter in module.parameters(recurse=False):
+        shares[parameter] = max(share, shares.get(parameter, share))
+    for child in module.children():
+        chosen = Fraction(1)
+        if isinstance(module, MoE) and child is module.experts:
+            chosen = Fraction(module.router.k, module.router.num_experts)
+        _spread(child, share * chosen, shares)

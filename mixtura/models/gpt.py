@@ -3,6 +3,7 @@
 Shapes here: H heads, d = D / H the width of a head, V the vocabulary.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,10 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own customary name
 from torch.utils.checkpoint import checkpoint
 
+from mixtura.config import MoEConfig
 from mixtura.dispatch import Policy
 from mixtura.errors import UserError
 from mixtura.experts import MLP
-from mixtura.layer import MoEConfig
+from mixtura.layer import MoE
+from mixtura.losses.balance import LOSSES
+from mixtura.losses.parameters import PARAMETER_LOSSES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +45,10 @@ class GPTConfig:
     """H, attention heads; they divide the width into even parts."""
     hidden: int = 128
     """F, hidden width of a dense feed-forward block and of each expert."""
+    dropout: float = 0.0
+    """In training, the share of each expert's hidden units set to 0; fine-tuning takes more than pre-training."""
     activation: str = "gelu"
-    """relu, gelu, silu, swiglu or geglu."""
+    """relu, gelu, silu, swiglu, geglu or clamped_swiglu."""
     num_experts: int = 16
     """E, experts of each mixture; 0: a dense model."""
     k: int = 1
@@ -60,7 +66,7 @@ class GPTConfig:
     shared_hidden: int = 0
     """Hidden width of an expert that every token passes; 0: none."""
     losses: Mapping[str, float] = field(
-        default_factory=lambda: {"load_balance": 1e-2, "z": 1e-3, "importance": 0.0, "load": 0.0}
+        default_factory=lambda: dict.fromkeys((*LOSSES, *PARAMETER_LOSSES), 0.0) | {"load_balance": 1e-2, "z": 1e-3}
     )
     """Losses of each mixture and their coefficients; 0: none."""
     tie_weights: bool = True
@@ -91,6 +97,7 @@ class GPTConfig:
             router=self.router,
             router_options=self.router_options,
             activation=self.activation,
+            dropout=self.dropout,
             shared_hidden=self.shared_hidden,
             capacity_factor=self.capacity_factor,
             policy=self.policy,
@@ -166,7 +173,7 @@ class Attention(nn.Module):
         # is a whole tensor of zeros around it.
         qk, v = qkv.split([2 * H, H], dim=1)
         q, k = _rotate(F.rms_norm(qk, (d,)), *rotary).to(qkv.dtype).chunk(2, dim=1)
-        is_causal = L > 1
+        is_causal = cache is None or L > 1
         if cache is not None:
             if L > 1 and cache.length:
                 raise UserError(f"expected one token at a time behind a filled cache, got {L}")
@@ -196,10 +203,14 @@ class Block(nn.Module):
             else MLP(dim=config.dim, hidden=config.hidden, activation=config.activation)
         )
 
-    def forward(self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
+    def forward(
+        self, x_BLD: Tensor, ids_BL: Tensor, *, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None
+    ) -> Tensor:
+        """(B, L, D) -> (B, L, D); the token ids are for routers that need them."""
         x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), rotary, cache=cache, block=self.number)
-        y_BLD: Tensor = x_BLD + self.feed_forward(self.feed_forward_norm(x_BLD))
+        x_norm = self.feed_forward_norm(x_BLD)
+        known = {"context": ids_BL} if isinstance(self.feed_forward, MoE) else {}
+        y_BLD: Tensor = x_BLD + self.feed_forward(x_norm, **known)
         return y_BLD
 
 
@@ -215,6 +226,9 @@ class GPT(nn.Module):
     Raises:
         UserError: in `forward`, a sequence longer than the context.
 
+    Warns:
+        UserWarning: a router that is not causal (`ExpertChoice`, `Soft`).
+
     Example:
         >>> GPT(GPTConfig())(torch.zeros(2, 8, dtype=torch.long)).shape
         torch.Size([2, 8, 257])
@@ -228,22 +242,38 @@ class GPT(nn.Module):
         self.config, self.recompute_interval = config, recompute_interval
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config, number) for number in range(config.layers))
+        _warn_of_the_future(self.blocks)
         self.norm = nn.RMSNorm(config.dim)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
-        cos, sin = _rotary_tables(config.context, config.dim // config.heads)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
         self._initialise()
-        if config.tie_weights:
-            self.head.weight = self.embedding.weight
+
+    def reset_parameters(self) -> None:
+        """Set everything afresh: weights, tied ones included, and rotary tables.
+
+        After `to_empty`, which leaves neither values nor ties: build on the device "meta", `to_empty`, then this.
+        """
+        if self.config.tie_weights:
+            self.head.weight = self.embedding.weight  # `to_empty` parts what shares memory
+        for module in self.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if module is not self and callable(reset):
+                reset()
+        self._initialise()
 
     def _initialise(self) -> None:
+        """What the parts do not know of one another."""
+        device = self.embedding.weight.device
+        cos, sin = _rotary_tables(self.config.context, self.config.dim // self.config.heads)
+        self.register_buffer("cos", cos.to(device), persistent=False)
+        self.register_buffer("sin", sin.to(device), persistent=False)
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.normal_(self.head.weight, std=0.02)
         for block in self.blocks:
             assert isinstance(block, Block)
             # The residual stream starts as the embedding alone: attention adds nothing until it has learned to.
             nn.init.zeros_(block.attention.out.weight)
+        if self.config.tie_weights:
+            self.head.weight = self.embedding.weight
 
     def forward(self, ids_BL: Tensor, *, cache: KVCache | None = None) -> Tensor:
         """Token ids (B, L) to logits (B, L, V); with a cache, the tokens continue those in it."""
@@ -255,10 +285,23 @@ class GPT(nn.Module):
         for number, block in enumerate(self.blocks, start=1):
             recompute = self.recompute_interval and number % self.recompute_interval == 0
             if recompute and torch.is_grad_enabled() and cache is None:
-                x_BLD = checkpoint(block, x_BLD, rotary, use_reentrant=False)
+                x_BLD = checkpoint(block, x_BLD, ids_BL, rotary=rotary, use_reentrant=False)
             else:
-                x_BLD = block(x_BLD, rotary, cache)
+                x_BLD = block(x_BLD, ids_BL, rotary=rotary, cache=cache)
         if cache is not None:
             cache.length += length
         logits_BLV: Tensor = self.head(self.norm(x_BLD))
         return logits_BLV
+
+
+def _warn_of_the_future(blocks: nn.ModuleList) -> None:
+    """Warn where a router lets a token's result depend on later tokens."""
+    routers = [block.feed_forward.router for block in blocks if isinstance(block.feed_forward, MoE)]
+    seeing = sorted({type(router).__name__ for router in routers if not router.is_causal})
+    if seeing:
+        # The level leads out of here and GPT.__init__, to the line that makes the model.
+        warnings.warn(
+            f"expected a causal router in a language model, got {', '.join(seeing)}: each token's result depends on "
+            "later ones, so that its loss is too good and generation differs from training; use a token-choice router",
+            stacklevel=3,
+        )

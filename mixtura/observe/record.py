@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from mixtura.routing import Routing, Rows, tap
+from mixtura.hooks import layer_names, tap
+from mixtura.losses.balance import entropy
+from mixtura.routing import Routing, Rows
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class LayerRecord:
         kept_E: int64 (E,), rows each expert worked on.
 
     Example:
+        >>> import torch
         >>> p = torch.full((2, 2), 0.5)
         >>> routing = Routing.from_choices(torch.tensor([[0], [0]]), torch.ones(2, 1), logits_TE=p, probs_TE=p)
         >>> record = LayerRecord(routing, torch.tensor([1, 0]))
@@ -39,18 +41,12 @@ class LayerRecord:
         return (asked - self.kept_E.sum()) / asked.clamp(min=1)
 
     def entropy(self) -> Tensor:
-        """Mean entropy of the router's distribution over experts, in nats: a scalar from 0 to log E."""
-        probs_TE = self.routing.probs_TE
-        if self.routing.mask_T is not None:
-            probs_TE = probs_TE[self.routing.mask_T]
-        # The clamp keeps 0 * log 0 at 0; torch.special.entr does too, and takes twice as long.
-        return -(probs_TE * probs_TE.clamp(min=torch.finfo(probs_TE.dtype).tiny).log()).sum(-1).mean()
+        """Mean entropy of the router's distribution, in nats: a scalar from 0 to log E; 0 without real tokens."""
+        return entropy(self.routing)
 
     def first_choice_T(self) -> Tensor:
-        """Each token's best expert: int64 (T,); of routers without a fixed number of choices, the likeliest."""
-        if self.routing.choices is None:
-            return self.routing.probs_TE.argmax(-1)
-        return self.routing.expert_N.view(-1, self.routing.choices)[:, 0]
+        """Each token's best expert, see `Routing.first_choice_T`: int64 (T,)."""
+        return self.routing.first_choice_T()
 
 
 class RoutingLog(dict[str, list[LayerRecord]]):
@@ -67,6 +63,7 @@ def record(model: nn.Module) -> Iterator[RoutingLog]:
     """Inside the block, log what every MoE layer of `model` routes.
 
     Example:
+        >>> import torch
         >>> import mixtura as mx
         >>> layer = mx.MoEConfig(dim=4, hidden=8, num_experts=2, k=1, router="switch").build()
         >>> with mx.record(layer) as log:
@@ -74,8 +71,7 @@ def record(model: nn.Module) -> Iterator[RoutingLog]:
         >>> log[""][0].counts_E().sum().item()
         6
     """
-    names = {module: name for name, module in model.named_modules()}
-    log = RoutingLog()
+    names, log = layer_names(model), RoutingLog()
 
     def listen(layer: nn.Module, routing: Routing, rows: Rows) -> None:
         if layer in names:

@@ -1,13 +1,14 @@
 """Sigmoid scores with a bias that balances the load without a loss (DeepSeek-V3)."""
 
 from collections.abc import Callable
-from typing import Self
+from typing import Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from mixtura.errors import UserError
-from mixtura.routers.base import Router, top_k, warn_of_constant_weight
+from mixtura.ranks import ProcessGroup, sum_over_ranks
+from mixtura.routers.base import GateOptions, Router, warn_of_constant_weight
 from mixtura.routing import Routing
 
 
@@ -31,8 +32,7 @@ class SigmoidBias(Router):
         group_k: groups that a token may use.
         gamma: speed of the bias.
         center: subtract the mean of the change, so that the biases keep their mean.
-        jitter: see `Router`.
-        init_std: see `Router`.
+        options: see `Router`.
 
     Raises:
         UserError: groups that do not divide the experts, or too few experts in the allowed groups for k.
@@ -47,7 +47,6 @@ class SigmoidBias(Router):
     """
 
     bias: Tensor
-    pending_counts: Tensor
 
     def __init__(
         self,
@@ -61,10 +60,9 @@ class SigmoidBias(Router):
         group_k: int | None = None,
         gamma: float = 1e-3,
         center: bool = False,
-        jitter: float = 0.0,
-        init_std: float | None = None,
+        **options: Unpack[GateOptions],
     ) -> None:
-        super().__init__(dim, num_experts, k, jitter=jitter, init_std=init_std)
+        super().__init__(dim, num_experts, k, **options)
         group_k = groups if group_k is None else group_k
         if groups < 1 or num_experts % groups:
             raise UserError(f"expected groups that divide num_experts={num_experts}, got groups={groups}")
@@ -78,7 +76,9 @@ class SigmoidBias(Router):
         self.renormalize, self.scale, self.gamma, self.center = renormalize, scale, gamma, center
         self.groups, self.group_k = groups, group_k
         self.register_buffer("bias", torch.zeros(num_experts))
-        self.register_buffer("pending_counts", torch.zeros(num_experts, dtype=torch.int64))
+        # No buffer: DistributedDataParallel would overwrite every rank's counts with those of the first before each
+        # forward. They belong to the step in progress, and so in no checkpoint.
+        self.pending_counts = torch.zeros(num_experts, dtype=torch.int64)
 
     def reset_parameters(self) -> None:
         """Draw the weights afresh and set the bias and the counts to zero."""
@@ -90,6 +90,7 @@ class SigmoidBias(Router):
         # model.bfloat16() must not reach the bias: next to 0.5, bf16 rounds a step of 1e-3 away, and it would stall.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.bias = self.bias.float()
+        self.pending_counts = fn(self.pending_counts)
         return self
 
     def forward(self, x_TD: Tensor) -> Routing:
@@ -99,7 +100,7 @@ class SigmoidBias(Router):
         choice_TE = score_TE.detach() + self.bias
         if self.group_k < self.groups:
             choice_TE = _mask_groups(choice_TE, groups=self.groups, group_k=self.group_k)
-        expert_TK = top_k(choice_TE, self.k)
+        expert_TK = self.top_k(choice_TE)
         weight_TK = score_TE.gather(-1, expert_TK)
         if self.renormalize:
             weight_TK = weight_TK / (weight_TK.sum(-1, keepdim=True) + 1e-20)
@@ -109,12 +110,19 @@ class SigmoidBias(Router):
     @torch.no_grad()
     def observe(self, routing: Routing) -> None:
         """Add a forward pass's assignments to the pending counts."""
-        self.pending_counts += routing.counts_E()
+        counts_E = routing.counts_E()
+        if self.pending_counts.device != counts_E.device:  # some wrappers move registered tensors alone
+            self.pending_counts = self.pending_counts.to(counts_E.device)
+        self.pending_counts.add_(counts_E)
 
     @torch.no_grad()
-    def update_bias(self) -> None:
-        """Move the bias against the load counted since the last call; without any count nothing moves."""
-        counts_E = self.pending_counts.float()
+    def update_bias(self, counts_E: Tensor | None = None) -> None:
+        """Move the bias against the load counted since the last call; without any count nothing moves.
+
+        Args:
+            counts_E: the load, (E,), where it is more than the `pending_counts` of this rank.
+        """
+        counts_E = (self.pending_counts if counts_E is None else counts_E).to(self.bias)
         change_E = self.gamma * torch.sign(counts_E.mean() - counts_E)
         self.bias += change_E - change_E.mean() if self.center else change_E
         self.pending_counts.zero_()
@@ -129,12 +137,22 @@ def _mask_groups(choice_TE: Tensor, *, groups: int, group_k: int) -> Tensor:
     return choice_TGe.masked_fill(is_out_TG.unsqueeze(-1), -torch.inf).view(T, E)
 
 
-def update_biases(model: nn.Module) -> None:
+def update_biases(model: nn.Module, *, group: ProcessGroup | None = None) -> None:
     """Call `update_bias` on every `SigmoidBias` router of a model: once after each optimizer step.
+
+    In a distributed run the counts are summed over all ranks, of all routers at once, so that the biases stay equal.
+
+    Args:
+        model: with the same routers on every rank.
+        group: the ranks to sum over: those that see different data; None: all of them.
 
     Example:
         >>> update_biases(nn.Sequential(SigmoidBias(8, num_experts=4)))
     """
-    for module in model.modules():
-        if isinstance(module, SigmoidBias):
-            module.update_bias()
+    routers = [module for module in model.modules() if isinstance(module, SigmoidBias) and module.frozen is None]
+    if not routers:
+        return
+    device = routers[0].bias.device
+    counts = sum_over_ranks(torch.cat([router.pending_counts.to(device) for router in routers]), group=group)
+    for router, counts_E in zip(routers, counts.split([router.num_experts for router in routers]), strict=True):
+        router.update_bias(counts_E)

@@ -1,12 +1,13 @@
-"""Token choice by a softmax: TopK, and Switch as TopK with one choice."""
+"""Token choice by a softmax: TopK; Gate and Switch as TopK with another gate or one choice; noise that is learned."""
 
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixtura.errors import UserError
-from mixtura.routers.base import Router, top_k, warn_of_constant_weight
+from mixtura.kernels.choice import can_fuse_router
+from mixtura.routers.base import GateOptions, Router, warn_of_constant_weight, widen
 from mixtura.routing import Routing
 
 Order = Literal["softmax_topk", "topk_softmax"]
@@ -22,8 +23,9 @@ class TopK(Router):
         order: "topk_softmax": softmax over the K chosen logits (Shazeer et al. 2017; Mixtral).
             "softmax_topk": the K largest of the softmax over all experts (Switch, OLMoE, V-MoE).
         renormalize: divide the weights of "softmax_topk" by their sum (Qwen3-MoE; equal to "topk_softmax").
-        jitter: see `Router`.
-        init_std: see `Router`.
+        options: see `Router`. With `noise`, choice and weights follow the noisy logits; `load_TE` is then the
+            probability that new noise would lift the expert over the K-th best noisy logit (Riquelme et al. 2021,
+            appendix A.2).
 
     Raises:
         UserError: an unknown order, or sizes that `check_router` refuses.
@@ -34,6 +36,8 @@ class TopK(Router):
         (torch.Size([6]), 2)
     """
 
+    takes_null_experts = True
+
     def __init__(
         self,
         dim: int,
@@ -42,10 +46,9 @@ class TopK(Router):
         *,
         order: Order = "topk_softmax",
         renormalize: bool = False,
-        jitter: float = 0.0,
-        init_std: float | None = None,
+        **options: Unpack[GateOptions],
     ) -> None:
-        super().__init__(dim, num_experts, k, jitter=jitter, init_std=init_std)
+        super().__init__(dim, num_experts, k, **options)
         if order not in ("softmax_topk", "topk_softmax"):
             raise UserError(f'expected order "topk_softmax" or "softmax_topk", got {order!r}')
         if k == 1 and num_experts > 1 and (order == "topk_softmax" or renormalize):
@@ -54,16 +57,83 @@ class TopK(Router):
 
     def forward(self, x_TD: Tensor) -> Routing:
         """Route the tokens: (T, D) -> Routing with K choices each."""
-        logits_TE = self.logits(x_TD)
-        probs_TE = logits_TE.softmax(-1)
-        expert_TK = top_k(logits_TE, self.k)
+        return self._choose(x_TD, self.clean_logits(x_TD))
+
+    def _choose(self, x_TD: Tensor, clean_TE: Tensor) -> Routing:
+        logits_TE = self.perturb(clean_TE)
+        is_noisy = logits_TE is not clean_TE
+        if not is_noisy and can_fuse_router(clean_TE, k=self.k):
+            return self._choose_fused(x_TD, clean_TE)
+        clean_probs_TE, expert_TK = clean_TE.softmax(-1), self.top_k(logits_TE)
+        needs_own = is_noisy and self.order == "softmax_topk"
+        probs_TE = logits_TE.softmax(-1) if needs_own else clean_probs_TE
+        weight_TK = self._weights(logits_TE, probs_TE, expert_TK)
+        load_TE = None
+        if is_noisy and self.k < self.num_logits:
+            load_TE = torch.special.ndtr((clean_TE - logits_TE.topk(self.k).values[:, -1:]) / self.noise)
+        return self.routing(x_TD, expert_TK, weight_TK, logits_TE=clean_TE, probs_TE=clean_probs_TE, load_TE=load_TE)
+
+    def _choose_fused(self, x_TD: Tensor, logits_TE: Tensor) -> Routing:
+        from mixtura.kernels.triton.router import route
+
+        over = "chosen" if self.order == "topk_softmax" or self.renormalize else "all"
+        probs_TE, weight_TK, chosen_TK, _ = route(logits_TE, k=self.k, over=over)
+        expert_TK = self.decide(lambda: chosen_TK, num_tokens=x_TD.shape[0])
+        if expert_TK is not chosen_TK:  # a replay decided
+            weight_TK = self._weights(logits_TE, probs_TE, expert_TK)
+        return self.routing(x_TD, expert_TK, weight_TK, logits_TE=logits_TE, probs_TE=probs_TE)
+
+    def _weights(self, logits_TE: Tensor, probs_TE: Tensor, expert_TK: Tensor) -> Tensor:
         if self.order == "topk_softmax":
-            weight_TK = logits_TE.gather(-1, expert_TK).softmax(-1)
-        else:
-            weight_TK = probs_TE.gather(-1, expert_TK)
-            if self.renormalize:
-                weight_TK = weight_TK / weight_TK.sum(-1, keepdim=True)
-        return Routing.from_choices(expert_TK, weight_TK, logits_TE=logits_TE, probs_TE=probs_TE)
+            return logits_TE.gather(-1, expert_TK).softmax(-1)
+        weight_TK = probs_TE.gather(-1, expert_TK)
+        return weight_TK / weight_TK.sum(-1, keepdim=True) if self.renormalize else weight_TK
+
+
+class Gate(TopK):
+    """`TopK` over the logits of any module (T, D) -> (T, E): an MLP with dropout, a cosine gate, a gate per task.
+
+    Every other router takes such a module too, as its argument `gate`.
+
+    Args:
+        module: the gate. With `needs_context` it is called as `module(x_TD, context_T)`.
+        dim: D.
+        num_experts: E.
+        k: K.
+        order: see `TopK`.
+        renormalize: see `TopK`.
+        needs_context: hand the gate what `MoE.forward` was given as `context`, a task number for instance.
+        options: see `Router`.
+
+    Raises:
+        UserError: see `TopK`; in `forward`, logits of another shape than (T, E).
+
+    Example:
+        >>> mlp = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 4))
+        >>> Gate(mlp, dim=8, num_experts=4, k=2)(torch.randn(3, 8)).choices
+        2
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        dim: int,
+        num_experts: int,
+        k: int = 2,
+        order: Order = "topk_softmax",
+        renormalize: bool = False,
+        needs_context: bool = False,
+        **options: Unpack[GateOptions],
+    ) -> None:
+        options["gate"] = module
+        super().__init__(dim, num_experts, k, order=order, renormalize=renormalize, **options)
+        self.needs_context = needs_context
+
+    def forward(self, x_TD: Tensor, *, context_T: Tensor | None = None) -> Routing:
+        """Route the tokens: (T, D) -> Routing with K choices each."""
+        context = () if context_T is None else (context_T,)
+        return self._choose(x_TD, self.clean_logits(x_TD, *context))
 
 
 class Switch(TopK):
@@ -74,8 +144,7 @@ class Switch(TopK):
     Args:
         dim: D.
         num_experts: E.
-        jitter: multiplicative noise on the input in training; the paper uses 1e-2.
-        init_std: None: sqrt(0.1 / D), the paper's initialisation scale of 0.1.
+        options: see `Router`. The paper uses a jitter of 1e-2; the default `init_std` is its scale, sqrt(0.1 / D).
 
     Example:
         >>> routing = Switch(8, num_experts=4)(torch.zeros(1, 8))
@@ -83,9 +152,11 @@ class Switch(TopK):
         [0.25]
     """
 
-    def __init__(self, dim: int, num_experts: int, *, jitter: float = 0.0, init_std: float | None = None) -> None:
-        init_std = (0.1 / dim) ** 0.5 if init_std is None else init_std
-        super().__init__(dim, num_experts, 1, order="softmax_topk", jitter=jitter, init_std=init_std)
+    takes_k = False
+
+    def __init__(self, dim: int, num_experts: int, **options: Unpack[GateOptions]) -> None:
+        options.setdefault("init_std", (0.1 / dim) ** 0.5 if dim > 0 else None)
+        super().__init__(dim, num_experts, 1, order="softmax_topk", **options)
 
 
 class NoisyTopK(Router):
@@ -99,8 +170,7 @@ class NoisyTopK(Router):
         dim: D.
         num_experts: E.
         k: K.
-        jitter: see `Router`.
-        init_std: None: zeros, as the paper starts.
+        options: see `Router`; the default `init_std` is 0, as the paper starts.
 
     Example:
         >>> router = NoisyTopK(8, num_experts=4, k=2)
@@ -112,10 +182,9 @@ class NoisyTopK(Router):
 
     noise_floor = 1e-2
 
-    def __init__(
-        self, dim: int, num_experts: int, k: int = 2, *, jitter: float = 0.0, init_std: float | None = None
-    ) -> None:
-        super().__init__(dim, num_experts, k, jitter=jitter, init_std=0.0 if init_std is None else init_std)
+    def __init__(self, dim: int, num_experts: int, k: int = 2, **options: Unpack[GateOptions]) -> None:
+        options.setdefault("init_std", 0.0)
+        super().__init__(dim, num_experts, k, **options)
         self.noise_weight = torch.nn.Parameter(torch.zeros(num_experts, dim))
 
     def reset_parameters(self) -> None:
@@ -129,12 +198,12 @@ class NoisyTopK(Router):
         noisy_TE, load_TE = clean_TE, None
         if self.training:
             with torch.autocast(x_TD.device.type, enabled=False):
-                std_TE = torch.nn.functional.linear(x_TD.float(), self.noise_weight.float())
+                std_TE = torch.nn.functional.linear(widen(x_TD), widen(self.noise_weight))
                 std_TE = torch.nn.functional.softplus(std_TE) + self.noise_floor
             noisy_TE = clean_TE + torch.randn_like(clean_TE) * std_TE
             if self.k < self.num_experts:
                 load_TE = _probability_of_choice(clean_TE, noisy_TE, std_TE, k=self.k)
-        expert_TK = top_k(noisy_TE, self.k)
+        expert_TK = self.top_k(noisy_TE)
         weight_TK = noisy_TE.gather(-1, expert_TK).softmax(-1)
         return Routing.from_choices(
             expert_TK, weight_TK, logits_TE=clean_TE, probs_TE=clean_TE.softmax(-1), load_TE=load_TE

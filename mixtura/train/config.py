@@ -16,6 +16,23 @@ Config = TypeVar("Config")
 
 
 @dataclass(frozen=True, kw_only=True)
+class BalanceConfig:
+    """A controller that adjusts each mixture's coefficient of one loss after every step; see `BalanceController`.
+
+    Example:
+        >>> BalanceConfig().target
+        0.0
+    """
+
+    target: float = 0.0
+    """Imbalance to reach (largest load of an expert over the mean load), above 1; 0: fixed coefficients."""
+    loss: str = "load_balance"
+    """The loss whose coefficient moves; its first value is that of the model's losses."""
+    rate: float = 0.05
+    """Speed: the largest change of the coefficient's logarithm in a step."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything a run depends on.
 
@@ -32,6 +49,7 @@ class TrainConfig:
     model: GPTConfig = field(default_factory=GPTConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
     steps: int = 1000
     """Optimizer steps."""
     accumulate: int = 1

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mixtura.control import BalanceController
 from mixtura.errors import UserError
 from mixtura.models.count import count_parameters
 from mixtura.models.gpt import GPT
@@ -25,7 +26,7 @@ from mixtura.train.observations import finish
 from mixtura.train.optim import build_optimizer
 from mixtura.train.progress import Progress, say
 from mixtura.train.run import Run, create_run, new_run_folder, open_run
-from mixtura.train.setup import build_model, check_start, fit_to_corpus, require_for_training
+from mixtura.train.setup import build_controller, build_model, check_start, fit_to_corpus, require_for_training
 from mixtura.train.step import evaluate, train_step
 
 
@@ -112,7 +113,8 @@ def _train(run: Run, model: GPT, corpus: Corpus, *, config: TrainConfig, state: 
     bytes_V = torch.tensor(corpus.tokenizer.byte_lengths, dtype=torch.float32, device=device)
     optimizer = build_optimizer(model, config.optim)
     stream = TokenStream(corpus, batch_size=config.data.batch_size, seq_len=config.data.seq_len, seed=config.data.seed)
-    counters = Counters() if state is None else _restore(state, optimizer, stream)
+    controller = build_controller(model, config)
+    counters = Counters() if state is None else _restore(state, optimizer, stream, controller=controller)
     start = counters.step
     if dropped := go_back(run, step=start):
         say(f"going back to step {start}: dropped the later checkpoints of steps {', '.join(map(str, dropped))}")
@@ -126,6 +128,8 @@ def _train(run: Run, model: GPT, corpus: Corpus, *, config: TrainConfig, state: 
             began = time.perf_counter()
             result = train_step(model, optimizer, stream, config=config, step=counters.step, bytes_V=bytes_V)
             measured = measure(result)
+            if controller is not None:
+                controller.step(result.log)
             spent = time.perf_counter() - began
             counters = counters.after_step(tokens=result.tokens, seconds=spent)
             row = counters.row() | {"tokens_per_s": round(result.tokens / spent, 1)} | measured
@@ -144,27 +148,43 @@ def _train(run: Run, model: GPT, corpus: Corpus, *, config: TrainConfig, state: 
             stop = interrupted.is_set()
             if is_best or is_last or stop or counters.step % config.checkpoint_interval == 0:
                 metrics.sync()
-                state = _state(optimizer, stream, counters, corpus)
+                state = _state(optimizer, stream, counters, corpus=corpus, controller=controller)
                 save_checkpoint(run, model, state, step=counters.step, best_step=counters.best_step)
             if stop and not is_last:
                 raise KeyboardInterrupt(f"stopped after step {counters.step}, which is saved; {run.advice}")
     finish(run, model, corpus=corpus, config=config)
 
 
-def _restore(state: dict[str, Any], optimizer: torch.optim.Optimizer, stream: TokenStream) -> Counters:
+def _restore(
+    state: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    stream: TokenStream,
+    *,
+    controller: BalanceController | None,
+) -> Counters:
     optimizer.load_state_dict(state["optimizer"])
     stream.load_state_dict(state["stream"])
     set_random_state(state["random"])
+    if controller is not None:
+        controller.load_state_dict(state["balance"])
     return Counters(**state["counters"])
 
 
-def _state(optimizer: torch.optim.Optimizer, stream: TokenStream, counters: Counters, corpus: Corpus) -> dict[str, Any]:
+def _state(
+    optimizer: torch.optim.Optimizer,
+    stream: TokenStream,
+    counters: Counters,
+    *,
+    corpus: Corpus,
+    controller: BalanceController | None,
+) -> dict[str, Any]:
     return {
         "counters": asdict(counters),
         "optimizer": optimizer.state_dict(),
         "stream": stream.state_dict(),
         "random": random_state(),
         "corpus": corpus.folder.name,
+        "balance": None if controller is None else controller.state_dict(),
     }
 
 

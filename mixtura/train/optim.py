@@ -1,7 +1,6 @@
 """The optimizer: parameter groups by role, one fused AdamW, a warm-up and cosine schedule."""
 
 import math
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +8,7 @@ import torch
 from torch import nn
 
 from mixtura.errors import UserError
-from mixtura.layer import MoE
-from mixtura.routers import Router
+from mixtura.roles import param_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +30,7 @@ class OptimConfig:
     expert_lr: float = 1.0
     """Learning rate of the experts, as a multiple of lr."""
     weight_decay: float = 0.1
-    """Decay of all matrices but routers and embeddings."""
+    """Decay of all matrices but routers and embeddings; norms and biases have none."""
     beta1: float = 0.9
     """AdamW's first decay."""
     beta2: float = 0.95
@@ -60,37 +58,22 @@ class OptimConfig:
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Groups for AdamW by role: router, expert, other matrices (decayed), and the rest (not decayed).
-
-    Routers, embeddings, norms and biases are not decayed. Each group carries its `peak_lr`.
+    """`mixtura.param_groups` with the configuration's rates; each group carries its `peak_lr`.
 
     Example:
         >>> import mixtura as mx
         >>> model = nn.Sequential(nn.Linear(4, 4), mx.MoEConfig(dim=4, hidden=8, num_experts=2).build())
         >>> [(group["role"], len(group["params"])) for group in parameter_groups(model, OptimConfig())]
-        [('matrix', 1), ('rest', 1), ('router', 1), ('expert', 2)]
+        [('rest', 1), ('rest', 1), ('routers', 1), ('experts', 2)]
     """
-    routers = {p for m in model.modules() if isinstance(m, Router) for p in m.parameters()}
-    experts = {p for m in model.modules() if isinstance(m, MoE) for p in m.experts.parameters()}
-    embeddings = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    roles: dict[str, list[nn.Parameter]] = defaultdict(list)
-    for parameter in model.parameters():
-        if parameter in routers:
-            roles["router"].append(parameter)
-        elif parameter in experts:
-            roles["expert"].append(parameter)
-        else:
-            roles["matrix" if parameter.ndim > 1 and parameter not in embeddings else "rest"].append(parameter)
-    factor = {"router": config.router_lr, "expert": config.expert_lr}
-    return [
-        {
-            "role": role,
-            "params": parameters,
-            "peak_lr": config.lr * factor.get(role, 1.0),
-            "weight_decay": config.weight_decay if role in ("matrix", "expert") else 0.0,
-        }
-        for role, parameters in roles.items()
-    ]
+    groups = param_groups(
+        model,
+        lr=config.lr,
+        router_lr=config.lr * config.router_lr,
+        expert_lr=config.lr * config.expert_lr,
+        weight_decay=config.weight_decay,
+    )
+    return [group | {"peak_lr": group["lr"]} for group in groups]
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -98,7 +81,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
     Example:
         >>> build_optimizer(nn.Linear(2, 2), OptimConfig()).param_groups[0]["role"]
-        'matrix'
+        'rest'
     """
     groups = parameter_groups(model, config)
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)

@@ -34,7 +34,7 @@ def lm_tiny() -> TrainConfig:
             moe_every=2,
             router="switch",
             # Three times the customary coefficient: with 1e-2 the busiest expert got twice the mean and two idled.
-            losses={"load_balance": 3e-2, "z": 1e-3, "importance": 0.0, "load": 0.0},
+            losses={**GPTConfig().losses, "load_balance": 3e-2},
         ),
         data=DataConfig(vocab_size=512, seq_len=128, batch_size=32),
         steps=2700,

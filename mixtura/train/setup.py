@@ -4,7 +4,9 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
+from torch import nn
 
+from mixtura.control import BalanceController
 from mixtura.errors import UserError
 from mixtura.models.gpt import GPT, GPTConfig
 from mixtura.train.config import TrainConfig
@@ -64,7 +66,7 @@ def check_start(config: TrainConfig) -> None:
     if model.context not in (data.seq_len, default.context):
         raise UserError(f"expected no --model.context, got {model.context}; set --data.seq-len instead")
     with torch.device("meta"):  # no memory, no random numbers
-        build_model(config)
+        build_controller(build_model(config), config)
 
 
 def fit_to_corpus(config: TrainConfig, corpus: Corpus) -> TrainConfig:
@@ -97,3 +99,23 @@ def build_model(config: TrainConfig) -> GPT:
         raise UserError(f"model: {error}") from error
     except TypeError as error:  # router_options are keyword arguments that the user names and gives
         raise UserError(f"model: expected the router's own --model.router-options, got: {error}") from error
+
+
+def build_controller(model: nn.Module, config: TrainConfig) -> BalanceController | None:
+    """The controller of the run's balance loss, or None where coefficients are fixed.
+
+    Raises:
+        UserError: values out of their range, or a loss that no layer has.
+
+    Example:
+        >>> build_controller(nn.Identity(), TrainConfig()) is None
+        True
+    """
+    if not config.balance.target:
+        return None
+    try:
+        return BalanceController(
+            model, loss=config.balance.loss, target=config.balance.target, rate=config.balance.rate
+        )
+    except UserError as error:
+        raise UserError(f"balance: {error}") from error

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own customary name
 
-from mixtura.losses import collect_losses
+from mixtura.losses.apply import collect_losses
 from mixtura.models.gpt import GPT
 from mixtura.observe.record import record
 from mixtura.routers import update_biases

@@ -32,7 +32,7 @@ def undocumented(modules: Mapping[str, Module]) -> list[str]:
 
 
 def positional(modules: Mapping[str, Module]) -> list[str]:
-    """Report public functions (`__init__` and `__call__` included) with more than 3 positional parameters or `**`.
+    """Report public functions with more than 3 positional parameters or an untyped `**`, `__init__` included.
 
     `self` and `cls` do not count. `torch.autograd.Function` and Triton kernels are exempt: their callers pass by place.
     """
@@ -50,9 +50,14 @@ def positional(modules: Mapping[str, Module]) -> list[str]:
                 issues.append(
                     f"{name} has {count} positional parameters, at most {POSITIONAL}; put `*` before the rest"
                 )
-            if node.args.kwarg:
+            if node.args.kwarg and not _is_typed(node.args.kwarg):
                 issues.append(f"{name} takes **{node.args.kwarg.arg}; name each argument, or take one config value")
     return issues
+
+
+def _is_typed(kwarg: ast.arg) -> bool:
+    """Whether `**` names its arguments after all: `**options: Unpack[SomeTypedDict]`."""
+    return isinstance(kwarg.annotation, ast.Subscript) and dotted(kwarg.annotation.value) == "Unpack"
 
 
 def _by_place(node: Function, owner: ast.ClassDef | None) -> bool:

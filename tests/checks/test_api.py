@@ -56,6 +56,7 @@ def test_modules_with_an_underscore_are_private(tmp_path):
         ("class A:\n    @staticmethod\n    def f(a, b, c, d): ...", ":3: A.f has 4 positional parameters"),
         ("def f(a, **kwargs): ...", ":1: f takes **kwargs"),
         ("class A:\n    def __call__(self, **options): ...", ":2: A.__call__ takes **options"),
+        ("def f(a, **options: dict[str, int]): ...", ":1: f takes **options"),
     ],
 )
 def test_many_positional_parameters_and_double_stars_are_reported(tmp_path, text, issue):

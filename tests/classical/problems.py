@@ -30,10 +30,10 @@ def random_data(seed, targets="real", *, classes=3):
     return Data(X=X, y=TARGETS[targets](rng, n_samples), sample_weight=weight)
 
 
-def falls(seed, family, gate, *, targets="real", iterations=8):
+def falls(seed, family, gate, *, targets="real", iterations=8, n_experts=None):
     """Run EM on a random problem and list the relative falls of its objective above 1e-9, at each temperature."""
     data = random_data(seed, targets)
-    n_experts = 1 + seed % 4
+    n_experts = n_experts or 1 + seed % 4
     task = Task(
         gate=gate.bind(data, n_experts),
         experts=family.bind(data, n_experts),

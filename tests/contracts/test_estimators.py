@@ -3,10 +3,15 @@
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from mixtura.classical import MoEClassifier, MoERegressor
+from mixtura.classical import HMEClassifier, HMERegressor, MoEClassifier, MoERegressor
 
 # Fewer starts and iterations than the defaults, as scikit-learn's own tests of iterative estimators take.
-ESTIMATORS = [MoERegressor(n_init=2, max_iter=30), MoEClassifier(n_init=1, max_iter=30)]
+ESTIMATORS = [
+    MoERegressor(n_init=2, max_iter=30),
+    MoEClassifier(n_init=1, max_iter=30),
+    HMERegressor(depth=1, n_init=1, max_iter=30),
+    HMEClassifier(depth=1, n_init=1, max_iter=30),
+]
 
 
 # That EM stops at 30 iterations and that exact data floor the variance is what the checks ask for.

@@ -9,11 +9,12 @@ from mixtura.kernels.activations import ACTIVATIONS
 Z = torch.tensor([-30.0, -2.0, -0.5, 0.0, 0.5, 2.0, 30.0, 1.0])
 PLAIN = {"relu": torch.relu, "gelu": gelu, "silu": silu}
 GATED = {"swiglu": silu, "geglu": gelu}
+CLAMPED = "clamped_swiglu"
 
 
 def test_the_names_are_known():
-    assert set(ACTIVATIONS) == {*PLAIN, *GATED}
-    assert {name for name, activation in ACTIVATIONS.items() if activation.gated} == set(GATED)
+    assert set(ACTIVATIONS) == {*PLAIN, *GATED, CLAMPED}
+    assert {name for name, activation in ACTIVATIONS.items() if activation.gated} == {*GATED, CLAMPED}
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -25,6 +26,13 @@ def test_plain_values(name):
 def test_the_gate_half_comes_first(name):
     z = torch.stack([Z, Z.flip(0)]).view(1, 16)
     assert torch.equal(ACTIVATIONS[name].forward(z), (GATED[name](Z) * Z.flip(0)).view(1, 8))
+
+
+def test_the_clamped_one_by_hand():
+    gate, up = torch.tensor([1.0, 9.0, -9.0]), torch.tensor([0.5, -8.0, 8.0])
+    sigmoid = torch.sigmoid(1.702 * torch.tensor([1.0, 7.0, -9.0]))
+    expected = torch.tensor([1.5, -6.0, 8.0]) * torch.tensor([1.0, 7.0, -9.0]) * sigmoid
+    torch.testing.assert_close(ACTIVATIONS[CLAMPED].forward(torch.cat([gate, up])), expected)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from mixtura import UserError, kernels
+from mixtura.kernels import choice, native
 from tests.kernels.cases import Operands, make_index
+
+
+@pytest.fixture(autouse=True)
+def without_native(monkeypatch):
+    """Choose as where nothing is compiled, so that the choice is the same on every machine."""
+    monkeypatch.setenv(native.VARIABLE, "off")
 
 
 def test_use_forces_a_kernel_and_restores_the_one_before():
@@ -37,7 +44,7 @@ def test_use_holds_for_its_own_thread_only():
 
 def test_an_unknown_kernel_names_the_known_ones():
     with (
-        pytest.raises(UserError, match=r"expected a kernel among \['cpu', 'reference'\], got 'fast'"),
+        pytest.raises(UserError, match=r"expected a kernel among \['cpu', .*'triton'\], got 'fast'"),
         kernels.use("fast"),
     ):
         pass
@@ -64,3 +71,21 @@ def test_describe_tells_the_machine():
     described = kernels.describe()
     assert described["torch"] == torch.__version__
     assert described["threads"] == str(torch.get_num_threads())
+
+
+def test_native_that_is_off_says_so_and_cannot_be_forced():
+    described = kernels.describe()
+    assert described["native"] == "$MIXTURA_NATIVE is off"
+    assert described["reason"] == "native cannot run: $MIXTURA_NATIVE is off"
+    with pytest.raises(UserError, match="MIXTURA_NATIVE is off"), kernels.use("native"):
+        pass
+
+
+def test_describe_tells_what_a_gpu_would_get(monkeypatch):
+    monkeypatch.setattr(choice, "has_triton", lambda: True)
+    assert kernels.describe("cuda", dtype=torch.bfloat16)["kernel"] == "triton"
+    assert kernels.describe("cuda", dtype=torch.float64)["kernel"] == "cpu"
+    monkeypatch.setattr(choice, "has_triton", lambda: False)
+    assert "mixtura[gpu]" in kernels.describe("cuda")["reason"]
+    with kernels.use("grouped_mm"):
+        assert kernels.describe("cuda")["kernel"] == "grouped_mm"

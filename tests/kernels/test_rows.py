@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mixtura.kernels.rows import RowIndex, combine_rows, gather_rows, sum_rows
+from mixtura.kernels.rows import Function, RowIndex, combine_rows, gather_rows, is_traced, sum_rows
 from tests.kernels.cases import make_index
 
 CASES = {
@@ -20,7 +21,14 @@ cases = pytest.mark.parametrize(("choices", "regular"), CASES.values(), ids=list
 
 
 def rows_of(index: RowIndex, token: int) -> list[int]:
-    return [n for n, t in enumerate(index.token_N.tolist()) if t == token]
+    return [n for n, t in enumerate(index.token_N.tolist()[: index.counts_E.sum()]) if t == token]
+
+
+def without_tail(rows_ND, index):
+    """The rows with zeros in the tail, as kernels give them."""
+    rows_ND = rows_ND.detach().clone()
+    rows_ND[index.counts_E.sum() :] = 0
+    return rows_ND
 
 
 @cases
@@ -29,7 +37,7 @@ def test_gather_copies_tokens_and_its_gradient_adds_them(choices, regular):
     index = make_index(choices, num_experts=3, regular=regular)
     x_TD = torch.randn(len(choices), 4, requires_grad=True)
     rows_ND = gather_rows(x_TD, index)
-    grad_ND = torch.randn_like(rows_ND)
+    grad_ND = without_tail(torch.randn_like(rows_ND), index)
     rows_ND.backward(grad_ND)
     assert torch.equal(rows_ND, x_TD[index.token_N])
     for t in range(len(choices)):
@@ -40,7 +48,7 @@ def test_gather_copies_tokens_and_its_gradient_adds_them(choices, regular):
 @pytest.mark.usefixtures("poison")
 def test_combine_adds_rows_and_its_gradient_copies_them(choices, regular):
     index = make_index(choices, num_experts=3, regular=regular)
-    y_ND = torch.randn(index.token_N.shape[0], 4, requires_grad=True)
+    y_ND = without_tail(torch.randn(index.token_N.shape[0], 4), index).requires_grad_()
     y_TD = combine_rows(y_ND, index)
     grad_TD = torch.randn_like(y_TD)
     y_TD.backward(grad_TD)
@@ -83,7 +91,7 @@ def test_neither_direction_keeps_tensors_for_the_backward_pass():
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor), lambda nothing: nothing):
         combine_rows(gather_rows(torch.randn(2, 3, requires_grad=True), index), index)
-    assert not kept
+    assert not any(tensor.is_floating_point() for tensor in kept)  # indices only
 
 
 def test_repeated_runs_are_equal_to_the_last_bit():
@@ -98,3 +106,45 @@ def test_float64_gradients():
     index = make_index([[1, 0], [-1, 1], [2, -1]], num_experts=3)
     x_TD = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
     torch.autograd.gradcheck(lambda x: combine_rows(gather_rows(x, index) ** 2, index), x_TD)
+
+
+class Cube(Function):
+    @staticmethod
+    def forward(x, power):
+        return x**power
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+        ctx.power = inputs[1]
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * ctx.power * x ** (ctx.power - 1), None
+
+
+def cube(x):
+    return Cube.call(x, 3).sum()
+
+
+def test_eager_traced_and_transformed_calls_agree():
+    x = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    expected = 3 * x.detach().square()
+    assert torch.autograd.gradcheck(cube, x)
+    for run in (cube, torch.compile(cube, backend="aot_eager", fullgraph=True)):
+        torch.testing.assert_close(torch.autograd.grad(run(x), x)[0], expected)
+    torch.testing.assert_close(torch.func.grad(cube)(x.detach()), expected)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(cube))(x.detach()[:, None]), expected[:, None])
+
+
+def test_what_counts_as_traced():
+    assert not is_traced(torch.zeros(1))
+    assert not is_traced(torch.nn.Parameter(torch.zeros(1)))
+    with FakeTensorMode():
+        assert is_traced(torch.zeros(1))
+    seen = []
+    torch.func.vmap(lambda x: seen.append(is_traced(x)) or x)(torch.zeros(2))
+    torch.func.grad(lambda x: seen.append(is_traced(x)) or x)(torch.zeros(()))
+    assert seen == [True, True]
+    assert torch.compile(lambda x: x + is_traced(x), backend="eager", fullgraph=True)(torch.zeros(())) == 1

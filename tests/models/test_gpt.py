@@ -60,6 +60,22 @@ class TestCausality:
         torch.testing.assert_close(model(ids)[1:2], model(ids[1:2]), rtol=1e-5, atol=1e-5)
 
 
+class TestRoutersThatSeeTheFuture:
+    @pytest.mark.parametrize(("router", "k"), [("expert_choice", 2), ("soft", 4)])
+    def test_are_warned_of(self, router, k):
+        with pytest.warns(UserWarning, match="expected a causal router in a language model, got (ExpertChoice|Soft):"):
+            model = make_model(k=k, router=router)
+        ids = tokens(2, 8)
+        other = torch.cat([ids[:, :7], (ids[:, 7:] + 1) % TINY.vocab_size], dim=1)
+        assert not torch.allclose(model(ids)[:, :7], model(other)[:, :7], atol=1e-7)  # the warning is right
+
+    @pytest.mark.parametrize("router", ["sinkhorn", "base"])
+    def test_balance_in_training_alone_is_no_future_in_evaluation(self, router):
+        model, ids = make_model(k=1, router=router).eval(), tokens(2, 8)
+        other = torch.cat([ids[:, :7], (ids[:, 7:] + 1) % TINY.vocab_size], dim=1)
+        torch.testing.assert_close(model(ids)[:, :7], model(other)[:, :7])
+
+
 class TestCache:
     @mixtures
     @pytest.mark.parametrize("prompt", [1, 5, 12])
@@ -155,7 +171,7 @@ class TestStructure:
             losses={"z": 0.5, "load": 0.0},
         )
         layer = model.blocks[0].feed_forward
-        assert (layer.router.k, layer.capacity_factor, layer.policy, layer.losses) == (3, 1.5, "priority", {"z": 0.5})
+        assert (layer.router.k, layer.capacity.factor, layer.policy, layer.losses) == (3, 1.5, "priority", {"z": 0.5})
         assert layer.experts.up_proj.shape == (4, 48, 16)
 
     def test_attention_starts_as_nothing(self):
@@ -236,3 +252,39 @@ class TestTraining:
         model = make_model(router="topk", k=4, shared_hidden=4, tie_weights=False)
         model(tokens(4, 12)).square().sum().backward()
         assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+class TestReset:
+    @pytest.mark.parametrize("tie_weights", [True, False])
+    @mixtures
+    def test_built_on_meta_and_filled_later_it_is_as_new(self, options, tie_weights):
+        config = dataclasses.replace(TINY, **{**options, "tie_weights": tie_weights})
+        normal = GPT(config)
+        with torch.device("meta"):
+            model = GPT(config)
+        model.to_empty(device="cpu")
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                tensor.fill_(torch.nan if tensor.is_floating_point() else 77)  # what memory may hold
+        model.reset_parameters()
+        assert (model.head.weight is model.embedding.weight) is tie_weights
+        assert [name for name, _ in model.named_parameters()] == [name for name, _ in normal.named_parameters()]
+        assert model.state_dict().keys() == normal.state_dict().keys()
+        for (name, tensor), expected in zip(model.named_parameters(), normal.parameters(), strict=True):
+            assert (tensor.shape, tensor.dtype) == (expected.shape, expected.dtype), name
+            assert tensor.std().item() == pytest.approx(expected.std().item(), rel=0.5), name
+        for name, expected in normal.named_buffers():
+            torch.testing.assert_close(dict(model.named_buffers())[name], expected)
+        assert model.eval()(tokens(2, 12)).isfinite().all()
+
+    def test_it_forgets_what_was_learned(self):
+        model = make_model()
+        model.reset_parameters()
+        assert not model.blocks[0].attention.out.weight.any()
+        assert model.embedding.weight.std().item() == pytest.approx(0.02, rel=0.3)
+        assert model.head.weight is model.embedding.weight
+
+
+def test_dropout_is_the_experts():
+    model = make_model(dropout=0.5)
+    assert [block.feed_forward.experts.dropout for block in model.blocks] == [0.5, 0.5]

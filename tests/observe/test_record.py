@@ -1,5 +1,6 @@
 """Recorded routing: once per forward and layer, whatever recomputes."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,7 +9,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mixtura as mx
+from mixtura.dispatch import dispatch
 from mixtura.observe.record import LayerRecord
+from mixtura.routing import SlotRouting
 from tests.routings import make_routing
 
 
@@ -43,6 +46,34 @@ class TestLayerRecord:
         ]
         irregular = make_routing([[0, 1], [1]], num_experts=2, probs=[[0.2, 0.8], [0.9, 0.1]], regular=False)
         assert LayerRecord(irregular, torch.zeros(2)).first_choice_T().tolist() == [1, 0]
+
+    @pytest.mark.parametrize("mask", [None, [False, False]])
+    def test_entropy_without_real_tokens_is_zero(self, mask):
+        routing = make_routing([[0], [0]] if mask else [], num_experts=2, mask=mask)
+        routing = dataclasses.replace(routing, probs_TE=routing.probs_TE.view(-1, 2))
+        assert LayerRecord(routing, torch.tensor([0, 0])).entropy().item() == 0
+
+    def test_null_experts_and_choices_given_up_are_not_dropped(self):
+        # Experts 0 and 1, null experts 2 and 3; the last token's first choice was given up.
+        choices = [[0, 2], [3, 0], [0, 1], [-1, 0]]
+        routing = dataclasses.replace(make_routing(choices, num_experts=4), null_experts=2, partial=True)
+        rows = dispatch(routing, torch.zeros(4, 3), capacity=2)
+        record = LayerRecord(routing, rows.counts_E)
+        assert record.counts_E().tolist() == [4, 1]
+        assert record.kept_E.tolist() == [2, 1]
+        assert record.dropped_share().item() == pytest.approx(2 / 5)
+        assert record.first_choice_T().tolist() == [0, 3, 0, -1]
+        everything = LayerRecord(routing, dispatch(routing, torch.zeros(4, 3)).counts_E)
+        assert everything.dropped_share().item() == 0
+
+    def test_slots(self):
+        logits_TS = torch.tensor([[2.0, 0.0, 0.0, 0.0], [0.0, 0.0, 3.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
+        routing = SlotRouting.from_slots(logits_TS.softmax(0), logits_TS.softmax(1), num_experts=2)
+        record = LayerRecord(routing, dispatch(routing, torch.zeros(3, 5)).counts_E)
+        assert record.counts_E().tolist() == record.kept_E.tolist() == [2, 2]
+        assert record.dropped_share().item() == 0
+        assert record.first_choice_T().tolist() == [0, 1, 0]
+        assert 0 < record.entropy().item() < math.log(2)
 
 
 class TestRecord:

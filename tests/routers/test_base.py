@@ -1,12 +1,16 @@
 """What every router shares: its checks, the fp32 logits, jitter, and top_k."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mixtura as mx
 from mixtura import UserError
-from mixtura.routers.base import Router, check_router, top_k
+from mixtura.routers import ROUTERS, Dense
+from mixtura.routers.base import Router, check_router, set_temperature, top_k
 from mixtura.routers.topk import TopK
 
 
@@ -89,3 +93,91 @@ def test_initial_weights():
 
 def test_print_shows_the_sizes():
     assert repr(TopK(4, 3, 2)) == "TopK(dim=4, num_experts=3, k=2)"
+
+
+class TestNoise:
+    def test_it_is_added_to_the_logits_in_training_only(self):
+        router, x_TD = Dense(6, 4, noise=0.5), torch.randn(3000, 6)
+        clean = x_TD @ router.weight.T
+        noise = router.logits(x_TD) - clean
+        assert noise.std().item() == pytest.approx(0.5, rel=0.03)
+        assert noise.mean().item() == pytest.approx(0.0, abs=0.02)
+        torch.testing.assert_close(router.eval().logits(x_TD), clean)
+
+    def test_one_over_e(self):
+        assert Router(6, 4, noise="1/E").noise == 0.25
+
+    @pytest.mark.parametrize("noise", [-1.0, "1/K", float("nan")])
+    def test_bad_noise(self, noise):
+        with pytest.raises(UserError, match=rf'expected noise of at least 0, or "1/E", got {noise!r}'):
+            Router(6, 4, noise=noise)
+
+
+class TestTemperature:
+    def test_logits_are_divided_by_it(self):
+        router, x_TD = Router(6, 3, temperature=4.0), torch.randn(5, 6)
+        torch.testing.assert_close(router.logits(x_TD), x_TD @ router.weight.T / 4)
+        set_temperature(router, 0.5)
+        torch.testing.assert_close(router.logits(x_TD), x_TD @ router.weight.T * 2)
+
+    def test_resetting_sets_it_back(self):
+        router = Router(6, 3, temperature=4.0)
+        set_temperature(router, 0.5)
+        router.reset_parameters()
+        assert router.temperature.item() == 4.0
+
+    @pytest.mark.parametrize(
+        ("act", "message"),
+        [
+            (lambda: Router(6, 3, temperature=0.0), "expected a temperature above 0, got 0.0"),
+            (lambda: set_temperature(Router(6, 3, temperature=1.0), -1.0), "expected a temperature above 0, got -1.0"),
+            (lambda: set_temperature(Router(6, 3), 1.0), "expected a router with a temperature, got none"),
+        ],
+    )
+    def test_bad_temperatures(self, act, message):
+        with pytest.raises(UserError, match=message):
+            act()
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+class TestEveryRouter:
+    """Of each router in the dict, what no other table asks."""
+
+    def route(self, name, router, x_TD):
+        torch.manual_seed(2)
+        known = {"context_T": torch.arange(len(x_TD))} if router.needs_context else {}
+        return router(x_TD, **known)
+
+    def test_fp32_in_a_half_precision_module_and_under_autocast(self, name):
+        router, x_TD = ROUTERS[name](6, 4), torch.randn(5, 6).bfloat16()
+        with torch.no_grad():
+            for p in router.parameters():
+                p.copy_(p.bfloat16())
+        exact = self.route(name, router, x_TD.float())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = self.route(name, router.bfloat16(), x_TD)
+        for field in ("logits_TE", "probs_TE", "weight_N"):
+            assert getattr(rounded, field).dtype is torch.float32
+            torch.testing.assert_close(getattr(rounded, field), getattr(exact, field))
+        assert torch.equal(rounded.expert_N, exact.expert_N)
+
+    def test_a_copy_routes_alike_and_is_its_own(self, name):
+        router, x_TD = ROUTERS[name](6, 4), torch.randn(5, 6)
+        other = copy.deepcopy(router)
+        assert torch.equal(self.route(name, other, x_TD).weight_N, self.route(name, router, x_TD).weight_N)
+        theirs = {tensor.data_ptr() for tensor in other.state_dict().values()}
+        assert not theirs & {tensor.data_ptr() for tensor in router.state_dict().values()}
+
+    @pytest.mark.parametrize("sizes", [(0, 4), (6, 0), (-1, 4)])
+    def test_sizes_below_one(self, name, sizes):
+        with pytest.raises(UserError, match=r"expected (dim|num_experts) of at least 1, got (0|-1)"):
+            ROUTERS[name](*sizes)
+
+    def test_more_choices_than_experts(self, name):
+        if ROUTERS[name].takes_k:
+            with pytest.raises(UserError, match="expected 1 <= k <= num_experts, got k=5 with num_experts=4"):
+                ROUTERS[name](6, 4, k=5)
+        else:
+            recipe = mx.MoEConfig(dim=6, hidden=4, num_experts=4, k=5, router=name)
+            with pytest.raises(UserError, match=rf"expected k=\d with router='{name}', got k=5; leave k out"):
+                recipe.build()

@@ -10,13 +10,7 @@ from torch import nn
 import mixtura as mx
 from mixtura import UserError
 from mixtura.routers.sigmoid import SigmoidBias, update_biases
-
-
-def with_logits(router, logits):
-    """Route tokens that get these logits."""
-    with torch.no_grad():
-        router.weight.copy_(torch.tensor(logits).T)
-    return router(torch.eye(len(logits)))
+from tests.routers.tables import with_logits
 
 
 def sigmoid(*values):
@@ -177,14 +171,43 @@ class TestBias:
         assert not router.bias.any()
         assert not router.pending_counts.any()
 
-    def test_bias_and_counts_are_in_the_checkpoint(self):
+    def test_the_bias_is_in_the_checkpoint_the_step_in_progress_is_not(self):
         router = SigmoidBias(4, 2)
         router.bias.fill_(0.25)
         router.pending_counts.fill_(7)
         other = SigmoidBias(4, 2)
         other.load_state_dict(router.state_dict())
         assert other.bias.tolist() == [0.25, 0.25]
-        assert other.pending_counts.tolist() == [7, 7]
+        assert other.pending_counts.tolist() == [0, 0]
+
+    def test_no_wrapper_may_take_the_counts_for_a_buffer(self):
+        """DistributedDataParallel sends the first rank's buffers to all others before each forward."""
+        router = SigmoidBias(4, 2)
+        assert [name for name, _ in router.named_buffers()] == ["bias"]
+        router.to("meta")
+        assert {router.pending_counts.device.type, router.bias.device.type} == {"meta"}
+        router.to_empty(device="cpu").reset_parameters()
+        router.observe(router(torch.randn(3, 4)))
+        assert router.pending_counts.sum() == 6
+        assert router.double().pending_counts.dtype is torch.int64
+
+    def test_the_load_of_all_ranks_may_be_given(self, monkeypatch):
+        model = nn.Sequential(SigmoidBias(4, 2), SigmoidBias(4, 3))
+        for router in model:
+            router.pending_counts[0] = 9
+        others = torch.tensor([0, 20, 0, 20, 1])
+        groups = []
+
+        def add(counts, *, group):
+            groups.append(group)
+            return counts + others
+
+        monkeypatch.setattr("mixtura.routers.sigmoid.sum_over_ranks", add)
+        update_biases(model, group="those")
+        torch.testing.assert_close(model[0].bias, torch.tensor([1e-3, -1e-3]))
+        torch.testing.assert_close(model[1].bias, torch.tensor([1e-3, -1e-3, 1e-3]))
+        assert groups == ["those"]
+        assert not any(router.pending_counts.any() for router in model)
 
 
 class TestCounting:

@@ -7,20 +7,15 @@ import torch
 from torch import nn
 
 from mixtura import UserError
+from mixtura.routers import topk
 from mixtura.routers.topk import NoisyTopK, Switch, TopK
+from tests.routers.tables import with_logits
 
 
 def table(routing):
     """Weights as a (T, E) matrix: zero where a token does not go."""
     weights = torch.zeros(routing.num_tokens, routing.num_experts)
     return weights.index_put((routing.token_N, routing.expert_N), routing.weight_N, accumulate=True)
-
-
-def with_logits(router, logits):
-    """Make the router's matrix such that the tokens, an identity matrix, get these logits."""
-    with torch.no_grad():
-        router.weight.copy_(torch.tensor(logits).T)
-    return router(torch.eye(len(logits)))
 
 
 LOGITS = [[2.0, 0.0, 1.0], [-1.0, 3.0, 0.0], [0.0, 0.5, 4.0]]
@@ -80,6 +75,45 @@ class TestTopK:
             TopK(4, 2, 1, order="softmax_topk")
             TopK(4, 1, 1)
             Switch(4, 2)
+
+
+class TestNoise:
+    """V-MoE: TOP_k(softmax(Wx + noise)), not renormalised."""
+
+    def routed(self, order="softmax_topk"):
+        router, x_TD = TopK(6, 4, 2, order=order, noise="1/E", init_std=0.5), torch.randn(7, 6)
+        clean = x_TD @ router.weight.T
+        state = torch.get_rng_state()
+        routing = router(x_TD)
+        torch.set_rng_state(state)
+        return routing, clean, clean + 0.25 * torch.randn(7, 4)
+
+    def test_choice_and_weights_follow_the_noisy_logits_and_the_losses_the_clean_ones(self):
+        routing, clean, noisy = self.routed()
+        best = noisy.softmax(-1).topk(2)
+        assert torch.equal(routing.expert_N, best.indices.flatten())
+        torch.testing.assert_close(routing.weight_N, best.values.flatten())
+        torch.testing.assert_close(routing.logits_TE, clean)
+        torch.testing.assert_close(routing.probs_TE, clean.softmax(-1))
+
+    def test_softmax_over_the_chosen(self):
+        routing, _, noisy = self.routed("topk_softmax")
+        torch.testing.assert_close(routing.weight_N, noisy.topk(2).values.softmax(-1).flatten())
+
+    def test_the_load_is_the_chance_to_pass_the_kth_noisy_logit(self):
+        routing, clean, noisy = self.routed()
+        for t in range(7):
+            threshold = sorted(noisy[t].tolist())[-2]
+            for e in range(4):
+                z = (clean[t, e].item() - threshold) / 0.25
+                expected = 0.5 * (1 + torch.erf(torch.tensor(z / 2**0.5)).item())
+                assert routing.load_TE[t, e].item() == pytest.approx(expected, abs=1e-5)
+
+    def test_neither_noise_nor_load_in_evaluation_or_where_all_are_chosen(self):
+        router, x_TD = TopK(6, 4, 2, noise=0.5).eval(), torch.randn(7, 6)
+        assert torch.equal(router(x_TD).weight_N, router(x_TD).weight_N)
+        assert router(x_TD).load_TE is None
+        assert TopK(6, 4, 4, noise=0.5)(x_TD).load_TE is None
 
 
 class TestSwitch:
@@ -177,3 +211,30 @@ class TestNoisyTopK:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             routing = router(torch.randn(3, 6).bfloat16())
         assert {routing.logits_TE.dtype, routing.weight_N.dtype, routing.load_TE.dtype} == {torch.float32}
+
+
+class TestFused:
+    @pytest.mark.parametrize("options", [{}, {"order": "softmax_topk"}, {"order": "softmax_topk", "renormalize": True}])
+    def test_the_kernel_for_gpus_routes_and_teaches_alike(self, options, monkeypatch):
+        router, x = TopK(16, 12, 3, init_std=1.0, **options), torch.randn(40, 16)
+        grads = torch.randn(120), torch.randn(40, 12)
+
+        def results():
+            routing = router(x)
+            grad = torch.autograd.grad((routing.weight_N, routing.probs_TE), router.weight, grads)[0]
+            return routing.expert_N, routing.weight_N.detach(), routing.probs_TE.detach(), grad
+
+        expected = results()
+        monkeypatch.setattr(topk, "can_fuse_router", lambda logits, k: True)
+        for got, value in zip(results(), expected, strict=True):
+            torch.testing.assert_close(got, value)
+
+    def test_a_replay_decides_and_the_weights_follow_it(self, monkeypatch):
+        router, x = TopK(16, 12, 2, init_std=1.0), torch.randn(5, 16)
+        other = torch.stack([torch.randperm(12)[:2] for _ in range(5)])
+        monkeypatch.setattr(router, "decide", lambda choose, num_tokens: other)
+        expected = router(x)
+        monkeypatch.setattr(topk, "can_fuse_router", lambda logits, k: True)
+        got = router(x)
+        assert torch.equal(got.expert_N, other.flatten())
+        torch.testing.assert_close(got.weight_N, expected.weight_N)

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from mixtura.cli import main
 from mixtura.errors import UserError
@@ -25,6 +26,7 @@ NOISY = {
     "model__losses__load": 0.1,
     "accumulate": 2,
 }
+CONTROLLED = {"balance__target": 1.05, "balance__rate": 0.5}
 SIGMOID = {"model__router": "sigmoid_bias", "model__k": 2, "model__router_options": ("jitter", 0.1, "groups", 2)}
 
 
@@ -67,9 +69,9 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_resume(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "mixtura", *command(tmp_path, **options)], stderr=subprocess.PIPE, text=True
     )
-    while process.poll() is None and not (run / "metrics.jsonl").exists():
+    metrics = run / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):  # a step: it listens by now
         time.sleep(0.01)
-    time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     steps = len(rows(run))
@@ -180,6 +182,17 @@ def test_going_back_drops_what_came_later_and_recreates_it(run, finished_run, ca
     assert "going back to step 10: dropped the later checkpoints of steps 12" in capsys.readouterr().out
     assert rows(run) == rows(finished_run)
     assert checkpoints(run) == checkpoints(finished_run)
+
+
+def test_the_controllers_coefficients_go_on_where_they_were(tmp_path):
+    options = {**CONTROLLED, "steps": 8, "checkpoint_interval": 4, "eval_interval": 100}
+    assert main(command(tmp_path, **options)) == 0
+    run = tmp_path / "runs" / "tiny"
+    before = rows(run)
+    coefficients = torch.load(run / "checkpoints/step-000004/state.pt", weights_only=True)["balance"]["coefficients"]
+    assert coefficients["blocks.0.feed_forward"] > 1.2 * 0.03  # it started at the recipe's 3e-2, and grew
+    assert main(["resume", str(run), "--checkpoint", "4"]) == 0
+    assert rows(run) == before
 
 
 def test_a_run_whose_text_has_changed_is_not_resumed(tmp_path, capsys):

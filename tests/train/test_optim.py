@@ -14,18 +14,17 @@ def model():
     return GPT(GPTConfig(dim=16, heads=2, hidden=8, num_experts=4, moe_every=2, shared_hidden=8, tie_weights=False))
 
 
-def test_every_parameter_is_in_one_group_by_its_role(model):
+def test_the_groups_are_those_of_the_roles_with_the_configured_rates(model):
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = parameter_groups(model, OptimConfig(lr=0.1, router_lr=0.5, expert_lr=2.0, weight_decay=0.3))
-    found = {group["role"]: {names[parameter] for parameter in group["params"]} for group in groups}
+    found = {(g["role"], g["peak_lr"], g["weight_decay"]): {names[p] for p in g["params"]} for g in groups}
     assert sum(map(len, found.values())) == len(names)
-    assert found["router"] == {"blocks.1.feed_forward.router.weight"}
-    assert found["expert"] == {name for name in names.values() if ".experts." in name}
-    assert found["rest"] == {"embedding.weight"} | {name for name in names.values() if "norm" in name}
-    assert {"head.weight", "blocks.0.attention.qkv.weight"} < found["matrix"]
-    assert any("shared" in name for name in found["matrix"])
-    facts = {group["role"]: (group["peak_lr"], group["weight_decay"]) for group in groups}
-    assert facts == {"router": (0.05, 0.0), "expert": (0.2, 0.3), "matrix": (0.1, 0.3), "rest": (0.1, 0.0)}
+    assert found["routers", 0.05, 0.0] == {"blocks.1.feed_forward.router.weight"}
+    assert found["experts", 0.2, 0.3] == {name for name in names.values() if ".experts." in name}
+    assert found["shared", 0.1, 0.3] == {name for name in names.values() if ".shared." in name}
+    assert found["rest", 0.1, 0.0] == {"embedding.weight"} | {name for name in names.values() if "norm" in name}
+    assert {"head.weight", "blocks.0.attention.qkv.weight"} < found["rest", 0.1, 0.3]
+    assert all(group["lr"] == group["peak_lr"] for group in groups)
 
 
 def test_tied_weights_are_not_decayed():
@@ -57,7 +56,7 @@ def test_each_group_follows_its_own_peak(model):
     optimizer = build_optimizer(model, OptimConfig(lr=0.1, router_lr=0.5, expert_lr=2.0))
     set_lr(optimizer, 0.5)
     rates = {group["role"]: group["lr"] for group in optimizer.param_groups}
-    assert rates == pytest.approx({"router": 0.025, "expert": 0.1, "matrix": 0.05, "rest": 0.05})
+    assert rates == pytest.approx({"routers": 0.025, "experts": 0.1, "shared": 0.05, "rest": 0.05})
 
 
 def test_the_optimizer_takes_the_configured_decays():

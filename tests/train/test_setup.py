@@ -6,7 +6,7 @@ import torch
 
 from mixtura.errors import UserError
 from mixtura.models.gpt import GPTConfig
-from mixtura.train.config import TrainConfig
+from mixtura.train.config import BalanceConfig, TrainConfig
 from mixtura.train.data.config import DataConfig
 from mixtura.train.data.tokens import prepare
 from mixtura.train.setup import build_model, check_start, fit_to_corpus, require, require_for_training
@@ -53,6 +53,19 @@ def test_checking_draws_no_random_numbers():
 def test_a_model_that_cannot_be_is_refused(model, message):
     with pytest.raises(UserError, match=message):
         check_start(TrainConfig(model=model))
+
+
+@pytest.mark.parametrize(
+    ("balance", "message"),
+    [
+        (BalanceConfig(target=0.5), "balance: expected a target imbalance .* above 1, got 0.5"),
+        (BalanceConfig(target=1.5, rate=0), "balance: expected a rate above 0, got 0"),
+        (BalanceConfig(target=1.5, loss="gshard"), "balance: expected a model with layers whose losses hold 'gshard'"),
+    ],
+)
+def test_a_controller_that_cannot_be_is_refused(balance, message):
+    with pytest.raises(UserError, match=message):
+        check_start(TrainConfig(balance=balance))
 
 
 def test_a_model_takes_its_sizes_from_the_text(tmp_path):

@@ -6,6 +6,7 @@ from sklearn.base import BaseEstimator
 
 from mixtura.classical.columns import Array
 from mixtura.classical.data import Data
+from mixtura.classical.initial import first_division
 
 
 class FittedGate(ABC):
@@ -46,6 +47,13 @@ class Gate(BaseEstimator, ABC):
 
     # A fixed division is never re-seeded.
     fixed: bool = False
+
+    # Whether rows are better divided by X at first, or by X and y: a gate that looks at nothing needs the latter.
+    looks_at_X: bool = True
+
+    def divide(self, data: Data, n_experts: int, *, restart: int, seed: int) -> Array:
+        """Give the division that a restart begins with, shape (n_samples, n_experts), rows sum to one."""
+        return first_division(data, n_experts, restart=restart, looks_at_X=self.looks_at_X, seed=seed)
 
     @abstractmethod
     def bind(self, data: Data, n_experts: int, *, seed: int = 0) -> GateTrainer:

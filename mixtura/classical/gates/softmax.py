@@ -194,6 +194,8 @@ class ConstantGate(Gate):
         array([0.75, 0.25])
     """
 
+    looks_at_X = False
+
     def bind(self, data: Data, n_experts: int, *, seed: int = 0) -> "ConstantTrainer":  # noqa: ARG002  looks at nothing
         """Remember the rows."""
         return ConstantTrainer(data)

@@ -1,6 +1,4 @@
-"""Losses: values computed by hand, the load against draws, and the two ways a loss enters training."""
-
-import math
+"""The two ways in which a loss enters training: attached to the output, or collected."""
 
 import pytest
 import torch
@@ -8,128 +6,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import mixtura as mx
-from mixtura.losses import LOSSES, CollectedLosses, apply_losses, attach, importance, load, load_balance, z_loss
-from mixtura.routers import NoisyTopK
+from mixtura import UserError
+from mixtura.losses.apply import CollectedLosses, apply_losses, attach, check_losses
+from mixtura.losses.balance import load_balance, z_loss
 from tests.routings import make_routing
-
-
-class TestLoadBalance:
-    @pytest.mark.parametrize("k", [1, 2, 4])
-    def test_uniform_is_one(self, k):
-        choices = [[(t + i) % 4 for i in range(k)] for t in range(8)]
-        assert load_balance(make_routing(choices, num_experts=4)).item() == pytest.approx(1)
-
-    def test_collapsed_is_the_number_of_experts(self):
-        routing = make_routing([[2]] * 5, num_experts=4, probs=[[0.0, 0.0, 1.0, 0.0]] * 5)
-        assert load_balance(routing).item() == pytest.approx(4)
-
-    def test_by_hand_with_two_choices(self):
-        # c = (3, 2, 1) of N = 6, mean p = (0.5, 0.3, 0.2): 3 * (3/6 * 0.5 + 2/6 * 0.3 + 1/6 * 0.2)
-        probs = [[0.6, 0.3, 0.1], [0.4, 0.5, 0.1], [0.5, 0.1, 0.4]]
-        routing = make_routing([[0, 1], [1, 0], [0, 2]], num_experts=3, probs=probs)
-        assert load_balance(routing).item() == pytest.approx(3 * (0.25 + 0.1 + 0.2 / 6))
-
-    def test_padding_counts_neither_in_c_nor_in_p(self):
-        probs = [[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]]
-        padded = make_routing([[0], [1], [1]], num_experts=2, probs=probs, mask=[True, True, False])
-        short = make_routing([[0], [1]], num_experts=2, probs=probs[:2])
-        assert load_balance(padded).item() == pytest.approx(load_balance(short).item())
-
-    def test_one_expert_and_all_chosen_are_one(self):
-        assert load_balance(make_routing([[0]] * 3, num_experts=1)).item() == pytest.approx(1)
-        probs = [[0.7, 0.2, 0.1]] * 4
-        everyone = make_routing([[0, 1, 2]] * 4, num_experts=3, probs=probs)
-        assert load_balance(everyone).item() == pytest.approx(1)
-
-    def test_the_gradient_comes_through_p_alone_and_pulls_towards_the_idle_expert(self):
-        logits = torch.zeros(4, 2, requires_grad=True)
-        expert_TK = torch.tensor([[0], [0], [0], [1]])
-        routing = mx.Routing.from_choices(expert_TK, torch.ones(4, 1), logits_TE=logits, probs_TE=logits.softmax(-1))
-        load_balance(routing).backward()
-        # d/dl of 2 * (3/4 p0 + 1/4 p1) / 4 at p = 1/2: +-(2 / 4) * (3/4 - 1/4) * p0 p1
-        torch.testing.assert_close(logits.grad, torch.tensor([[0.0625, -0.0625]]).expand(4, 2))
-
-
-class TestZ:
-    def test_by_hand(self):
-        routing = make_routing([[0], [0]], num_experts=2, logits=[[0.0, 0.0], [1.0, 1.0]])
-        expected = (math.log(2) ** 2 + (1 + math.log(2)) ** 2) / 2
-        assert z_loss(routing).item() == pytest.approx(expected)
-
-    def test_padding_does_not_count(self):
-        routing = make_routing([[0], [0]], num_experts=2, logits=[[0.0, 0.0], [9.0, 9.0]], mask=[True, False])
-        assert z_loss(routing).item() == pytest.approx(math.log(2) ** 2)
-
-
-class TestImportance:
-    def test_by_hand(self):
-        # sums (0.9, 0.5, 0.6): mean 2/3, population variance (0.0544 + 0.0278 + 0.0044) / 3
-        routing = make_routing([[0, 1], [2, 0]], num_experts=3, weights=[[0.5, 0.5], [0.6, 0.4]])
-        sums = torch.tensor([0.9, 0.5, 0.6], dtype=torch.float64)
-        expected = (sums - sums.mean()).square().mean() / sums.mean().square()
-        assert importance(routing).item() == pytest.approx(expected.item(), rel=1e-5)
-
-    def test_balanced_is_zero_collapsed_is_e_minus_one(self):
-        assert importance(make_routing([[0], [1], [2]], num_experts=3)).item() == 0
-        assert importance(make_routing([[1]] * 3, num_experts=3)).item() == pytest.approx(2)
-
-    def test_padding_does_not_count(self):
-        routing = make_routing([[0], [1], [1]], num_experts=2, mask=[True, True, False])
-        assert importance(routing).item() == 0
-
-    def test_different_numbers_of_choices(self):
-        routing = make_routing([[0, 1], [], [1]], num_experts=2, weights=[[0.5, 0.25], [], [0.25]], regular=False)
-        assert importance(routing).item() == 0
-
-
-class TestLoad:
-    def test_without_noise_it_is_cv_squared_of_the_counts(self):
-        assert load(make_routing([[0], [0], [0], [1]], num_experts=2)).item() == pytest.approx(0.25)
-
-    def test_with_noise_it_sums_the_probabilities(self):
-        smooth = torch.tensor([[0.9, 0.3], [0.6, 0.2]])
-        routing = make_routing([[0], [0]], num_experts=2, load=smooth)
-        assert load(routing).item() == pytest.approx((0.5 / 1.0) ** 2)
-        masked = make_routing([[0], [0]], num_experts=2, load=smooth, mask=[True, False])
-        assert load(masked).item() == pytest.approx((0.3 / 0.6) ** 2)
-
-    @pytest.mark.parametrize("k", [1, 2, 3])
-    def test_the_probability_is_how_often_fresh_noise_for_that_expert_chooses_it(self, k):
-        torch.manual_seed(1)
-        router = NoisyTopK(4, num_experts=4, k=k, init_std=0.5)
-        nn.init.normal_(router.noise_weight, std=0.5)
-        x_TD = torch.randn(3, 4)
-        state = torch.get_rng_state()
-        routing = router(x_TD)
-        torch.set_rng_state(state)
-        clean_TE = x_TD @ router.weight.T
-        std_TE = nn.functional.softplus(x_TD @ router.noise_weight.T) + 1e-2
-        noisy_TE = clean_TE + torch.randn(3, 4) * std_TE  # what the router drew
-        assert torch.equal(noisy_TE.topk(k).indices.flatten(), routing.expert_N)
-        draws = 20_000
-        for e in range(4):
-            again_RTE = noisy_TE.expand(draws, 3, 4).clone()
-            again_RTE[:, :, e] = clean_TE[:, e] + torch.randn(draws, 3) * std_TE[:, e]
-            frequency_T = (again_RTE.topk(k).indices == e).any(-1).float().mean(0)
-            torch.testing.assert_close(routing.load_TE[:, e].detach(), frequency_T.detach(), atol=0.015, rtol=0)
-
-    def test_its_gradient_reaches_both_matrices(self):
-        router = NoisyTopK(4, num_experts=3, k=1, init_std=0.5)
-        load(router(torch.randn(6, 4))).backward()
-        assert router.weight.grad.norm() > 0
-        assert router.noise_weight.grad.norm() > 0
-
-
-@pytest.mark.parametrize("name", ["importance", "load"])
-def test_one_expert_has_nothing_to_balance(name):
-    assert LOSSES[name](make_routing([[0]] * 3, num_experts=1)).item() == 0
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_padding_everywhere_gives_a_finite_loss(name):
-    probs = [[0.5, 0.5]] * 2
-    routing = make_routing([[0], [1]], num_experts=2, probs=probs, mask=[False, False])
-    assert LOSSES[name](routing).item() == 0
 
 
 class TestAttach:
@@ -342,10 +222,46 @@ class TestRecomputation:
         torch.testing.assert_close(router_gradient(model), expected)
 
 
-def test_apply_losses_without_tokens_or_coefficients_gives_the_output_itself():
+def test_without_coefficients_the_output_itself_is_given():
     y = torch.zeros(0, 3)
-    assert apply_losses(nn.Identity(), y, make_routing([], num_experts=2), coefficients={"z": 1.0}) is y
     assert apply_losses(nn.Identity(), y, make_routing([[0]], num_experts=2), coefficients={}) is y
+
+
+def test_without_tokens_only_the_losses_of_parameters_act():
+    layer = make_layer(losses={"load_balance": 1.0, "z": 1.0, "entropy": 1.0, "l2": 0.5})
+    with mx.collect_losses(layer) as losses:
+        layer(torch.randn(0, 6))
+    raw = {name: value.item() for name, value in losses.means().items()}
+    assert raw.pop("l2") == pytest.approx(layer.router.weight.square().sum().item())
+    assert raw == {"load_balance": 0, "z": 0, "entropy": 0}
+
+
+def test_losses_of_both_kinds_stand_beside_one_another():
+    layer, x = make_layer(losses={"z": 0.5, "l2": 0.25}), torch.randn(5, 6)
+    plain = make_layer(losses={})
+    plain.load_state_dict(layer.state_dict())
+    task(layer(x)).backward()
+    (task(plain(x)) + 0.5 * z_loss(plain.router(x)) + 0.25 * plain.router.weight.square().sum()).backward()
+    torch.testing.assert_close(router_gradient(layer), router_gradient(plain))
+
+
+def test_a_router_without_parameters_has_a_penalty_of_zero():
+    class First(mx.routers.Router):
+        def forward(self, x_TD):
+            probs_TE = x_TD.new_full((len(x_TD), 2), 0.5)
+            expert_TK = torch.zeros(len(x_TD), 1, dtype=torch.int64)
+            return mx.Routing.from_choices(expert_TK, probs_TE[:, :1], logits_TE=probs_TE, probs_TE=probs_TE)
+
+    router = First(6, 2, gate=nn.Identity())
+    layer = mx.MoE(router=router, experts=mx.GroupedMLP(num_experts=2, dim=6, hidden=4), losses={"l1": 1.0})
+    with mx.collect_losses(layer) as losses:
+        layer(torch.randn(3, 6))
+    assert losses.total().item() == 0
+
+
+def test_unknown_names_are_one_error():
+    with pytest.raises(UserError, match=r"expected losses among \['entropy', .*'l1', .*\], got 'a', 'b'"):
+        check_losses(["z", "b", "l1", "a"])
 
 
 def test_nothing_collected_is_zero():

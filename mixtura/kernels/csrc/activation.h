@@ -1,0 +1,72 @@
+// Activations on vectors of fp32, with the derivatives that the backward pass needs.
+#pragma once
+#include "problem.h"
+#include "simd.h"
+
+namespace MIXTURA_VARIANT {
+
+// exp, to 1 ulp or so, for arguments in [-87, 88]; zero and infinity beyond. A NaN stays one.
+MIXTURA_INLINE V exponential(V argument) {
+  const I below = argument < splat(-87.0f), above = argument > splat(88.0f);
+  const V x = choose(below | above, splat(0.0f), argument);
+  const V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+  const V shifted = x * splat(1.44269504f) + magic;
+  const V n = shifted - magic;
+  const V r = x - n * splat(0.693359375f) + n * splat(2.12194440e-4f);  // ln 2 in two parts
+  V p = splat(1.0f / 5040);
+  p = p * r + splat(1.0f / 720);
+  p = p * r + splat(1.0f / 120);
+  p = p * r + splat(1.0f / 24);
+  p = p * r + splat(1.0f / 6);
+  p = p * r + splat(0.5f);
+  p = p * r + splat(1.0f);
+  p = p * r + splat(1.0f);
+  const I exponent = ((I)shifted - (I)magic + 127) << 23;
+  const V value = choose(above, splat(__builtin_inff()), p * (V)exponent);
+  return choose(below, splat(0.0f), value);
+}
+
+MIXTURA_INLINE V sigmoid(V x) { return splat(1.0f) / (splat(1.0f) + exponential(-x)); }
+
+// The normal distribution function and density. The tail below -|z| is density(z) times a function of 1 / (1 + 0.3|z|)
+// that a polynomial of degree 8 follows to 6e-8 (fitted to scipy's erfcx), so small values keep their digits.
+MIXTURA_INLINE V normal(V z, V* density) {
+  const V size = (V)((I)z & 0x7fffffff);
+  const V t = splat(1.0f) / (splat(1.0f) + splat(0.3f) * size);
+  V p = splat(0.0383784026f);
+  p = p * t + splat(-0.169166639f);
+  p = p * t + splat(0.22866109f);
+  p = p * t + splat(-0.0765075535f);
+  p = p * t + splat(0.142536208f);
+  p = p * t + splat(0.0946832597f);
+  p = p * t + splat(0.121920399f);
+  p = p * t + splat(0.11948768f);
+  p = p * t + splat(7.16925297e-06f);
+  const V bell = exponential(splat(-0.5f) * z * z);
+  const V tail = bell * p;
+  *density = splat(0.398942280f) * bell;
+  return choose(z > splat(0.0f), splat(1.0f) - tail, tail);
+}
+
+// f(z), and its slope. The gated kinds use the function of their gate.
+template <int KIND>
+MIXTURA_INLINE V activate(V z, V* slope) {
+  if (KIND == MIXTURA_RELU) {
+    const I off = z <= splat(0.0f);  // a NaN is not
+    *slope = choose(off, splat(0.0f), splat(1.0f));
+    return choose(off, splat(0.0f), z);
+  }
+  if (KIND == MIXTURA_GELU || KIND == MIXTURA_GEGLU) {
+    V density;
+    const V share = normal(z, &density);
+    *slope = share + z * density;
+    return z * share;
+  }
+  const V share = sigmoid(z);
+  *slope = share * (splat(1.0f) + z * (splat(1.0f) - share));
+  return z * share;
+}
+
+constexpr bool is_gated(int kind) { return kind == MIXTURA_SWIGLU || kind == MIXTURA_GEGLU; }
+
+}  // namespace MIXTURA_VARIANT

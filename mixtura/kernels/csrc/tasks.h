@@ -1,0 +1,266 @@
+// The tasks: each computes one block of one result of one expert, alone and from packed operands.
+#pragma once
+#include "activation.h"
+#include "product.h"
+
+namespace MIXTURA_VARIANT {
+
+template <class T>
+struct Operands {
+  const MixturaProblem& p;
+  const Task& t;
+  int64_t D, F, U, e;
+
+  Operands(const MixturaProblem& problem, const Task& task)
+      : p(problem), t(task), D(problem.dim), F(problem.hidden), U(is_gated(problem.activation) ? 2 * F : F), e(task.expert) {}
+  const T* up() const { return (const T*)p.up + e * U * D; }
+  const T* down() const { return (const T*)p.down + e * D * F; }
+  Rows<T> x() const { return {(const T*)p.x, D, p.token}; }
+  Rows<T> dy() const { return {(const T*)p.dy, D, p.dy_by_token ? p.token : nullptr}; }
+  Rows<T> a() const { return {(const T*)p.a, F, nullptr}; }
+  const T* keep(int64_t n) const { return p.keep ? (const T*)p.keep + n * F + t.c0 : nullptr; }
+  Rows<T> dz() const { return {(const T*)p.dz, U, nullptr}; }
+};
+
+constexpr int64_t FEW_ROWS = 24;            // up to here a matrix is read in place instead of being transposed into panels
+constexpr int64_t LARGE_BYTES = 16 << 20;  // a result that no cache holds
+
+// m rows times a matrix whose rows are the depth's vectors, for few rows: parts of `columns` rows each, `part_rows` apart.
+template <class T, class Done>
+static void few_rows(const Rows<T>& x, int64_t r0, int64_t m, const T* matrix, int64_t part_rows, int parts, int64_t columns,
+                     float* scratch, Done done) {
+  const int64_t lda = (words_of<T>(x.width) + W - 1) / W * W, ldc = parts * panels_of(columns) * NR;
+  for (int64_t i = 0; i < m; i++) pack_row(scratch + i * lda, Rows<T>::at(x, r0 + i), x.width, lda);
+  float* c = scratch + B_WORDS;
+  for (int part = 0; part < parts; part++)
+    dot_products(scratch, lda, m, matrix + part * part_rows * x.width, x.width, columns, c + part * panels_of(columns) * NR, ldc);
+  done(c, ldc, 0, m);
+}
+
+template <class T>
+MIXTURA_INLINE bool is_few(int64_t m, int64_t depth) {
+  return m <= FEW_ROWS && m * (words_of<T>(depth) + W) <= B_WORDS;
+}
+
+// z = x up^T + bias, kept; a = activation(z) * weight. x is gathered while it is packed.
+template <class T, int KIND>
+static void run_up(const Operands<T>& o, float* scratch) {
+  constexpr bool gated = is_gated(KIND);
+  const Task& t = o.t;
+  const int64_t F = o.F, columns = t.c1 - t.c0, half = panels_of(columns), panels = gated ? 2 * half : half;
+  const T* bias = o.p.up_bias ? (const T*)o.p.up_bias + o.e * o.U : nullptr;
+  auto pack_b = [&](float* to, int64_t k, int64_t words) {
+    for (int part = 0; part <= gated; part++)
+      pack_transposed(to + part * half * NR * words, o.up() + (part * F + t.c0) * o.D, o.D, k, words, columns);
+  };
+  auto pack_a = [&](float* to, int64_t i0, int64_t i1, int64_t k, int64_t words) {
+    pack_rows(to, o.x(), t.r0 + i0, t.r0 + i1, k, words);
+  };
+  auto done = [&](const float* c, int64_t ldc, int64_t i0, int64_t i1) {
+    for (int64_t i = i0; i < i1; i++, c += ldc) {
+      const int64_t n = t.r0 + i;
+      const V weight = splat(o.p.weight[n]);
+      T* z = o.p.z ? (T*)o.p.z + n * o.U + t.c0 : nullptr;
+      T* a = (T*)o.p.a + n * F + t.c0;
+      const T* keep = o.keep(n);
+      for (int64_t j = 0; j < columns; j += W) {
+        const int64_t left = columns - j;
+        V gate = load(c + j), slope;
+        if (bias) gate += load(bias + t.c0 + j, left);
+        gate = rounded(gate, a);  // what backward will read
+        if (z) store(z + j, gate, left);
+        V value = activate<KIND>(gate, &slope) * weight;
+        if (gated) {
+          V other = load(c + half * NR + j);
+          if (bias) other += load(bias + F + t.c0 + j, left);
+          other = rounded(other, a);
+          if (z) store(z + F + j, other, left);
+          value *= other;
+        }
+        if (keep) value *= load(keep + j, left);
+        store(a + j, value, left);
+      }
+    }
+  };
+  const int64_t m = t.r1 - t.r0;
+  if (is_few<T>(t.count, o.D)) return few_rows(o.x(), t.r0, m, o.up() + t.c0 * o.D, F, gated ? 2 : 1, columns, scratch, done);
+  product<T, false>(m, words_of<T>(o.D), panels, scratch, Direct{}, pack_a, pack_b, done);
+}
+
+// da = dy down; from it and z: dz (times weight), a (times weight), and this block's part of dweight = <da, a>.
+template <class T, int KIND>
+static void run_hidden(const Operands<T>& o, float* scratch) {
+  constexpr bool gated = is_gated(KIND);
+  const Task& t = o.t;
+  const int64_t F = o.F, columns = t.c1 - t.c0;
+  float* part = o.p.parts + t.block * o.p.rows;
+  auto pack_b = [&](float* to, int64_t k, int64_t words) {
+    pack_panels<NR>(to, Rows<T>{o.down(), F, nullptr}, 0, o.D, k, words, t.c0, columns);
+  };
+  auto pack_a = [&](float* to, int64_t i0, int64_t i1, int64_t k, int64_t words) {
+    pack_rows(to, o.dy(), t.r0 + i0, t.r0 + i1, k, words);
+  };
+  auto done = [&](const float* c, int64_t ldc, int64_t i0, int64_t i1) {
+    for (int64_t i = i0; i < i1; i++, c += ldc) {
+      const int64_t n = t.r0 + i;
+      const V weight = splat(o.p.weight[n]);
+      const T* z = (const T*)o.p.z + n * o.U + t.c0;
+      T* dz = (T*)o.p.dz + n * o.U + t.c0;
+      T* a = (T*)o.p.a + n * F + t.c0;
+      const T* keep = o.keep(n);
+      V dweight = {};
+      for (int64_t j = 0; j < columns; j += W) {
+        const int64_t left = columns - j;
+        // Lanes past the block's last column must not reach dweight.
+        const V kept = keep ? load(keep + j, left) : splat(1.0f);
+        const V da = load(c + j, left) * kept;
+        V slope, value = activate<KIND>(load(z + j, left), &slope);
+        const V scaled = da * weight;
+        if (gated) {
+          const V other = load(z + F + j, left);
+          store(dz + F + j, scaled * value, left);
+          slope *= other;
+          value *= other;
+        }
+        store(dz + j, scaled * slope, left);
+        store(a + j, value * weight * kept, left);
+        dweight += da * value;
+      }
+      part[n] = sum(dweight);
+    }
+  };
+  product<T, false>(t.r1 - t.r0, words_of<T>(o.D), panels_of(columns), scratch, Direct{}, pack_a, pack_b, done);
+}
+
+// Finished strips go to rows of a matrix, plus a bias times the row's weight where there is one.
+template <class T>
+MIXTURA_INLINE void store_strip(const float* c, int64_t ldc, int64_t i0, int64_t i1, T* out, int64_t width, int64_t columns,
+                                const T* bias, const float* weight) {
+  for (int64_t i = i0; i < i1; i++, c += ldc)
+    for (int64_t j = 0; j < columns; j += W) {
+      V value = load(c + j);
+      if (bias) value += load(bias + j, columns - j) * splat(weight[i]);
+      store(out + i * width + j, value, columns - j);
+    }
+}
+
+template <class T>
+MIXTURA_INLINE bool is_aligned(const T* p, int64_t width, int64_t columns) {
+  return (uintptr_t)p % 64 == 0 && width * sizeof(T) % 64 == 0 && columns % NR == 0;
+}
+
+MIXTURA_INLINE Direct direct(float* out, int64_t width, int64_t columns, bool large) {
+  if (columns % NR) return {};
+  return {out, width, large && is_aligned(out, width, columns)};
+}
+MIXTURA_INLINE Direct direct(Bf16*, int64_t, int64_t, bool) { return {}; }
+
+// y = a down^T + weight * bias.
+template <class T>
+static void run_down(const Operands<T>& o, float* scratch) {
+  const Task& t = o.t;
+  const int64_t columns = t.c1 - t.c0;
+  const T* bias = o.p.down_bias ? (const T*)o.p.down_bias + o.e * o.D + t.c0 : nullptr;
+  T* out = (T*)o.p.y + t.r0 * o.D + t.c0;
+  const auto done = [&](const float* c, int64_t ldc, int64_t i0, int64_t i1) {
+    store_strip(c, ldc, i0, i1, out, o.D, columns, bias, o.p.weight + t.r0);
+  };
+  const T* down = o.down() + t.c0 * o.F;
+  const int64_t m = t.r1 - t.r0;
+  if (is_few<T>(t.count, o.F)) return few_rows(o.a(), t.r0, m, down, 0, 1, columns, scratch, done);
+  product<T, false>(
+      m, words_of<T>(o.F), panels_of(columns), scratch, bias ? Direct{} : direct(out, o.D, columns, false),
+      [&](float* to, int64_t i0, int64_t i1, int64_t k, int64_t words) { pack_rows(to, o.a(), t.r0 + i0, t.r0 + i1, k, words); },
+      [&](float* to, int64_t k, int64_t words) { pack_transposed(to, down, o.F, k, words, columns); }, done);
+}
+
+// The input's gradient by row: dx_rows = dz up.
+template <class T>
+static void run_input(const Operands<T>& o, float* scratch) {
+  const Task& t = o.t;
+  const int64_t columns = t.c1 - t.c0;
+  T* out = (T*)o.p.dx_rows + t.r0 * o.D + t.c0;
+  product<T, false>(
+      t.r1 - t.r0, words_of<T>(o.U), panels_of(columns), scratch, direct(out, o.D, columns, false),
+      [&](float* to, int64_t i0, int64_t i1, int64_t k, int64_t words) { pack_rows(to, o.dz(), t.r0 + i0, t.r0 + i1, k, words); },
+      [&](float* to, int64_t k, int64_t words) {
+        pack_panels<NR>(to, Rows<T>{o.up(), o.D, nullptr}, 0, o.U, k, words, t.c0, columns);
+      },
+      [&](const float* c, int64_t ldc, int64_t i0, int64_t i1) {
+        store_strip(c, ldc, i0, i1, out, o.D, columns, (const T*)nullptr, nullptr);
+      });
+}
+
+// A matrix's gradient: out (rows of left, columns of right) = sum over the expert's rows of left^T right.
+template <class T>
+static void run_outer(const Operands<T>& o, const Rows<T>& left, const Rows<T>& right, T* out, float* scratch) {
+  const Task& t = o.t;
+  const int64_t columns = t.c1 - t.c0;
+  out += t.r0 * right.width + t.c0;
+  if (t.count == 0) {
+    for (int64_t i = 0; i < t.r1 - t.r0; i++) memset(out + i * right.width, 0, columns * sizeof(T));
+    return;
+  }
+  const bool large = o.p.experts * left.width * right.width * (int64_t)sizeof(T) >= LARGE_BYTES;
+  product<T, true>(
+      t.r1 - t.r0, words_of<T>(t.count), panels_of(columns), scratch, direct(out, right.width, columns, large),
+      [&](float* to, int64_t i0, int64_t i1, int64_t k, int64_t words) {
+        pack_panels<SW>(to, left, t.first, t.count, k, words, t.r0 + i0, i1 - i0);
+      },
+      [&](float* to, int64_t k, int64_t words) { pack_panels<NR>(to, right, t.first, t.count, k, words, t.c0, columns); },
+      [&](const float* c, int64_t ldc, int64_t i0, int64_t i1) {
+        if (!large || !is_aligned(out, right.width, columns))
+          return store_strip(c, ldc, i0, i1, out, right.width, columns, (const T*)nullptr, nullptr);
+        for (int64_t i = i0; i < i1; i++, c += ldc)
+          for (int64_t j = 0; j < columns; j += W) stream(out + i * right.width + j, load(c + j));
+        stream_fence();
+      });
+}
+
+// Sums over the expert's rows of one column block: a bias's gradient.
+template <class T>
+static void run_bias(const Task& t, const Rows<T>& rows, const float* weight, T* out) {
+  for (int64_t c = t.c0; c < t.c1; c += W) {
+    V total = {};
+    for (int64_t n = t.first; n < t.first + t.count; n++)
+      total += load(Rows<T>::at(rows, n) + c, t.c1 - c) * splat(weight ? weight[n] : 1.0f);
+    store(out + c, total, t.c1 - c);
+  }
+}
+
+// dweight of rows [r0, r1): the hidden blocks' parts, and what the down bias adds.
+template <class T>
+static void run_weight(const Operands<T>& o) {
+  const Task& t = o.t;
+  const T* bias = o.p.down_bias ? (const T*)o.p.down_bias + o.e * o.D : nullptr;
+  for (int64_t n = t.r0; n < t.r1; n++) {
+    float total = 0;
+    for (int64_t part = 0; part < t.block; part++) total += o.p.parts[part * o.p.rows + n];
+    if (bias) {
+      const T* dy = Rows<T>::at(o.dy(), n);
+      V products = {};
+      for (int64_t d = 0; d < o.D; d += W) products += load(dy + d, o.D - d) * load(bias + d, o.D - d);
+      total += sum(products);
+    }
+    o.p.dweight[n] = total;
+  }
+}
+
+// Tokens [r0, r1): the sum of each token's rows; a dropped choice adds nothing.
+template <class T>
+static void run_sum_tokens(const Operands<T>& o) {
+  const int64_t K = o.p.choices, D = o.D;
+  const T* rows = (const T*)o.p.dx_rows;
+  for (int64_t token = o.t.r0; token < o.t.r1; token++) {
+    const int64_t* slots = o.p.slot + token * K;
+    T* out = (T*)o.p.dx + token * D;
+    for (int64_t d = 0; d < D; d += W) {
+      V total = {};
+      for (int64_t k = 0; k < K; k++)
+        if (slots[k] >= 0) total += load(rows + slots[k] * D + d, D - d);
+      store(out + d, total, D - d);
+    }
+  }
+}
+
+}  // namespace MIXTURA_VARIANT

@@ -1,0 +1,1 @@
+"""The Triton kernels, run by Triton's interpreter and compiled for a GPU that is not there."""
