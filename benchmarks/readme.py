@@ -1,27 +1,18 @@
-"""Fill the README's figures from the committed results: `python -m benchmarks.readme`.
+"""Fill the pages' figures from the committed results: `python -m benchmarks.readme`.
 
-A block between `<!-- result: NAME -->` and `<!-- end -->` is made by the function of that name below; nothing in it is
-typed by hand, and a test compares the page with the results.
+A block between `<!-- result: NAME -->` and `<!-- end -->` is made by the function of that name, below or in the page's
+own module; nothing in it is typed by hand, and a test compares the pages with the results.
 """
 
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.common import load
+from benchmarks import classical_figures
+from benchmarks.common import load, measured_on, table
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCK = re.compile(r"(<!-- result: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def _machine(result: dict) -> str:
-    m = result["machine"]
-    return f"{m['cpu']}, {m['threads']} threads, torch {m['torch']}, {m['date']}"
 
 
 def train() -> str:
@@ -34,7 +25,7 @@ def train() -> str:
         f"{r['tokens/s']:,} tokens/s, {r['peak memory MB']:,} MB at the peak, {r['steps']:,} steps, "
         f"{r['parameters']['total']:,} parameters, {r['parameters']['active']:,} active per token.\n"
     )
-    return facts + "\n" + _table(["held-out text", "nats/byte", "bits/byte"], rows) + f"\n{_machine(r)}\n"
+    return facts + "\n" + table(["held-out text", "nats/byte", "bits/byte"], rows) + f"\n{measured_on(r)}\n"
 
 
 def quality() -> str:
@@ -51,8 +42,8 @@ def quality() -> str:
         else f"The {name} does not reach the dense model's final loss."
         for name, share in reached.items()
     ]
-    table = _table(["model", "steps", "seconds", "validation loss, nats/byte"], rows)
-    return f"{table}\n{' '.join(sentences)}\n{_machine(r)}\n"
+    figures = table(["model", "steps", "seconds", "validation loss, nats/byte"], rows)
+    return f"{figures}\n{' '.join(sentences)}\n{measured_on(r)}\n"
 
 
 def step() -> str:
@@ -62,17 +53,24 @@ def step() -> str:
         [name, f"{row['median']:.1f}", f"{row['tokens/s']:,}", f"{row['parameters']['total']:,}"]
         for name, row in r["ms per step"].items()
     ]
-    table = _table(["recipe", "ms per step", "tokens/s", "parameters"], rows)
-    return f"{table}\nRatio, median of {r['repeats']} interleaved pairs: {r['ratio']:.2f}. {_machine(r)}\n"
+    figures = table(["recipe", "ms per step", "tokens/s", "parameters"], rows)
+    return f"{figures}\nRatio, median of {r['repeats']} interleaved pairs: {r['ratio']:.2f}. {measured_on(r)}\n"
 
 
-MAKERS: dict[str, Callable[[], str]] = {"train": train, "quality": quality, "step": step}
+DOCS = README.parent / "docs"
+PAGES: dict[Path, dict[str, Callable[[], str]]] = {
+    README: {"train": train, "quality": quality, "step": step},
+    DOCS / "classical.md": classical_figures.CLASSICAL,
+    DOCS / "hme.md": classical_figures.HME,
+}
 
 
-def fill(text: str) -> str:
+def fill(page: Path) -> str:
     """The page with every block made afresh."""
-    return BLOCK.sub(lambda match: f"{match[1]}{MAKERS[match[2]]()}{match[3]}", text)
+    makers = PAGES[page]
+    return BLOCK.sub(lambda match: f"{match[1]}{makers[match[2]]()}{match[3]}", page.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
-    README.write_text(fill(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for filled in PAGES:
+        filled.write_text(fill(filled), encoding="utf-8")
