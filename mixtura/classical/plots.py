@@ -95,11 +95,12 @@ def plot_gate(
         alpha=0.6,
     )
     shade = np.zeros(len(points)) if y is None else np.unique(np.asarray(y), return_inverse=True)[1]
-    axes.scatter(*points[:, drawn].T, c=shade, cmap="gray", s=8, edgecolors="#222222", linewidths=0.4)
+    across, up = points[:, drawn].T
+    axes.scatter(across, up, c=shade, cmap="gray", s=8, edgecolors="#222222", linewidths=0.4)
     for k in range(share.shape[2]):
         axes.scatter([], [], color=hue(k), alpha=0.6, marker="s", label=f"expert {k}")
     axes.set(xlabel=names[drawn[0]], ylabel=names[drawn[1]])
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return axes
 
 

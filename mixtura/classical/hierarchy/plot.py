@@ -77,8 +77,8 @@ def _draw(ax: "Axes", node: SoftNode, place: tuple[float, float], *, kind: Kind)
     left = x - WIDTH / 2
     name = f"leaf {node.expert}" if node.is_leaf else f"gate {node.number}"
     if kind == "deviance":
-        lines = [name, f"{node.share or 0.0:.0%} of rows", f"deviance {node.deviance:.2g}"]
-        lines += [] if node.is_leaf else [f"below {node.below:.2g}"]
+        lines = [name, f"{node.share or 0.0:.0%} of rows", f"deviance {node.deviance:.3g}"]
+        lines += [] if node.is_leaf else [f"below {node.below:.3g}"]
         frame = {"facecolor": "white", "edgecolor": "0.5", "pad": 2}
         ax.text(x, y + HEIGHT / 2, "\n".join(lines), ha="center", va="center", fontsize=7, bbox=frame)
         return

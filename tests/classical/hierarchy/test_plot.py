@@ -38,7 +38,7 @@ def test_deviances_are_written_on_given_axes(model):
     axes = Figure().subplots()
     assert fitted.plot_tree(X, y, kind="deviance", axes=axes) is axes
     root = fitted.to_tree(X, y).nodes[0]
-    assert axes.texts[0].get_text() == f"gate 0\n100% of rows\ndeviance {root.deviance:.2g}\nbelow {root.below:.2g}"
+    assert axes.texts[0].get_text() == f"gate 0\n100% of rows\ndeviance {root.deviance:.3g}\nbelow {root.below:.3g}"
     assert axes.texts[-1].get_text().startswith("leaf 3\n")
     assert len(axes.texts) == 7
 
