@@ -143,8 +143,7 @@ def main() -> None:
         curve = backprop(data(1), epochs=options.backprop_epochs)
         taken = time.perf_counter() - start
         rows[BACKPROP] = summary([curve], [taken]) | {"epochs": options.backprop_epochs}
-    if "network" in names:
-        rows["network"]["epochs"] = NETWORK_EPOCHS
+    rows["network"]["epochs"] = NETWORK_EPOCHS
     runs = options.runs if options.only is None else before["runs"]
     report({name: rows[name] for name in PUBLISHED if name in rows}, choice, runs=runs)
 
