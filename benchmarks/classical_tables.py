@@ -41,7 +41,7 @@ def models() -> dict[str, Callable[[int], Any]]:
     """Every model as a function of its seed."""
 
     def mixture(seed: int) -> MoEClassifier:
-        return MoEClassifier(2, expert=LogisticExpert(), gate=SoftmaxGate(1.0), random_state=seed)
+        return MoEClassifier(2, expert=LogisticExpert(), gate=SoftmaxGate(1.0), tol=1e-4, random_state=seed)
 
     found: dict[str, Callable[[int], Any]] = {
         "MoE, defaults": lambda seed: MoEClassifier(n_experts=2, n_init=1, random_state=seed),
