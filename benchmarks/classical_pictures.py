@@ -15,7 +15,7 @@ def main() -> None:
     os.chdir(DOCS / "images")
     for name in ("classical", "hme"):
         page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
-        for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        for block in re.findall(r"(?<!-->\n)^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
             exec(compile(block, f"docs/{name}.md", "exec"), {"__name__": "__main__"})
         print(*sorted(path.name for path in Path.cwd().glob(f"{name}_*.png")))
 

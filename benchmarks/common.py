@@ -43,6 +43,18 @@ def load(name: str) -> dict[str, Any]:
     return result
 
 
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Give a table in Markdown: words in the first column, figures in the others."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def measured_on(result: Mapping[str, Any]) -> str:
+    """Say on which machine and when a result was measured."""
+    m = result["machine"]
+    return f"{m['cpu']}, {m['threads']} threads, torch {m['torch']}, {m['date']}"
+
+
 def interleave(tasks: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int) -> dict[str, list[float]]:
     """Time the tasks in turn, so that a busy moment of the machine meets all of them: seconds of each repeat."""
     for _ in range(warmup):

@@ -160,6 +160,6 @@ class MoEClassifier(ClassifierMixin, Mixture):
         unknown = ~np.isin(labels, self.classes_)
         if unknown.any():
             raise UserError(
-                f"expected labels of {self.classes_.tolist()}, got {labels[unknown][0]!r}; leave such rows out"
+                f"expected labels of {self.classes_.tolist()}, got {labels[unknown].tolist()[0]!r}; leave such rows out"
             )
         return np.asarray(np.searchsorted(self.classes_, labels))

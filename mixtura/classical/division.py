@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, clone
-from sklearn.cluster import KMeans
 from sklearn.ensemble import IsolationForest
 from sklearn.utils.validation import has_fit_parameter
 
 from mixtura.classical.checks import check_at_least
 from mixtura.classical.columns import Array, Columns
 from mixtura.classical.data import ColumnChoice, Data, column_numbers
+from mixtura.classical.initial import k_means
 from mixtura.classical.softmax import log_softmax
 from mixtura.errors import UserError
+
+TRIES = 5  # of k-means
 
 
 class FittedDivision(ABC):
@@ -77,8 +79,11 @@ class Centroids(Division):
         columns = Columns.of(data.X, sample_weight=data.sample_weight)
         if self.centers is None:
             standard = (data.X - columns.center) / columns.scale
-            found = KMeans(n_experts, n_init=5, random_state=seed).fit(standard, sample_weight=data.sample_weight)
-            centers = found.cluster_centers_
+            rng = np.random.default_rng(seed)
+            tries = [k_means(standard, data.sample_weight, n_clusters=n_experts, rng=rng) for _ in range(TRIES)]
+            centers = min(tries, key=lambda found: float(found.inertia_)).cluster_centers_
+            if len(centers) < n_experts:
+                raise UserError(f"expected {n_experts} different rows for as many centres, got fewer; set n_experts")
         else:
             given = np.asarray(self.centers, dtype=np.float64)
             if given.shape != (n_experts, data.X.shape[1]):

@@ -50,10 +50,15 @@ def clusters(points: Array, sample_weight: Array, *, n_experts: int, rng: np.ran
 
     Shapes: points (n_samples, n_columns), standardised -> (n_samples, n_experts).
     """
-    seeds = seed_rows(points, sample_weight, n_seeds=n_experts, rng=rng)
-    centers = np.unique(points[seeds], axis=0)
-    found = KMeans(len(centers), init=centers, n_init=1, max_iter=50).fit(points, sample_weight=sample_weight)
+    found = k_means(points, sample_weight, n_clusters=n_experts, rng=rng)
     return soften(np.eye(n_experts)[found.labels_])
+
+
+def k_means(points: Array, sample_weight: Array, *, n_clusters: int, rng: np.random.Generator) -> KMeans:
+    """Fit k-means from rows far from one another; of fewer different rows there are fewer clusters."""
+    seeds = seed_rows(points, sample_weight, n_seeds=n_clusters, rng=rng)
+    centers = np.unique(points[seeds], axis=0)
+    return KMeans(len(centers), init=centers, n_init=1, max_iter=50).fit(points, sample_weight=sample_weight)
 
 
 def soften(shares: Array) -> Array:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mixtura.classical.columns import Array, Columns, blocks
 
@@ -116,19 +115,3 @@ def least_squares(columns: Columns, y: Array, weights: Array, *, ridge: float = 
         scatter=scatter,
         total=weights.sum(axis=0),
     )
-
-
-def residual_scatter(y: Array, predictions: Array, weights: Array) -> Array:
-    """Give `sum_n w_nk (y_n - p_nk)(y_n - p_nk)'` (n_experts, n_outputs, n_outputs) of any predictions.
-
-    Shapes: y (n_samples, n_outputs), predictions (n_samples, n_experts, n_outputs), weights (n_samples, n_experts).
-
-    Example:
-        >>> residual_scatter(np.array([[1.0], [2.0]]), np.zeros((2, 1, 1)), np.array([[1.0], [0.5]])).ravel()
-        array([3.])
-    """
-    scatter: NDArray[np.float64] = np.zeros((weights.shape[1], y.shape[1], y.shape[1]))
-    for rows in blocks(len(y), weights.shape[1] * (y.shape[1] + 1)):
-        residual = y[rows, None, :] - predictions[rows]
-        scatter += np.einsum("nk,nki,nkj->kij", weights[rows], residual, residual, optimize=True)
-    return scatter

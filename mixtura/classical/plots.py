@@ -1,5 +1,6 @@
 """Pictures of mixtures: one call each, on given axes or new ones. The only file that imports matplotlib."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,15 +44,24 @@ def hue(k: int) -> str:
     return HUES[k % len(HUES)]
 
 
-def plot_gate(model: Any, X: Any, y: Any = None, *, axes: "Axes | None" = None, resolution: int = 200) -> "Axes":
+def plot_gate(
+    model: Any,
+    X: Any,
+    y: Any = None,
+    *,
+    columns: Sequence[int] | None = None,
+    axes: "Axes | None" = None,
+    resolution: int = 200,
+) -> "Axes":
     """Draw the regions of the gate: probabilities over one column of X, or colours over two.
 
     Colours of two columns are the experts' mixed by the gate; points are the rows, of classes in shades of grey.
 
     Args:
-        model: a fitted mixture of one or two features.
-        X: (n_samples, 1 or 2) rows that set the range and are drawn.
+        model: a fitted mixture.
+        X: (n_samples, n_features), array or DataFrame: rows that set the range and are drawn.
         y: labels of the rows, for their shade.
+        columns: the numbers of the one or two columns to draw over; the others stay at their medians. None for all.
         axes: matplotlib axes; None makes new ones.
         resolution: grid points in each direction.
 
@@ -62,22 +72,21 @@ def plot_gate(model: Any, X: Any, y: Any = None, *, axes: "Axes | None" = None, 
         >>> len(plot_gate(model, X).lines)
         2
     """
-    points = np.asarray(X, dtype=np.float64)
-    if points.ndim != 2 or points.shape[1] not in (1, 2):
-        raise UserError(f"expected one or two columns to draw, got X of shape {points.shape}; fit on two columns")
+    points, names = _points(X)
+    drawn = list(range(points.shape[1])) if columns is None else list(columns)
+    if len(drawn) not in (1, 2):
+        raise UserError(f"expected one or two columns to draw, got X of shape {points.shape}; pass columns=[0, 1]")
     axes = new_axes(axes)
-    low, high = points.min(axis=0), points.max(axis=0)
-    margin = 0.05 * (high - low)
-    lines = [np.linspace(a, b, resolution) for a, b in zip(low - margin, high + margin, strict=True)]
-    if points.shape[1] == 1:
-        share = model.gate_proba(lines[0][:, None])
+    lines = [_line(points[:, column], resolution, margin=0.05) for column in drawn]
+    if len(drawn) == 1:
+        share = model.gate_proba(_section(X, points, drawn, lines[0][:, None]))
         for k in range(share.shape[1]):
             axes.plot(lines[0], share[:, k], color=hue(k), label=f"expert {k}")
-        axes.set(xlabel="x", ylabel="gate probability", ylim=(-0.02, 1.02))
+        axes.set(xlabel=names[drawn[0]], ylabel="gate probability", ylim=(-0.02, 1.02))
         axes.legend()
         return axes
-    grid = np.stack(np.meshgrid(*lines), axis=-1)
-    share = model.gate_proba(grid.reshape(-1, 2)).reshape(resolution, resolution, -1)
+    grid = np.stack(np.meshgrid(*lines), axis=-1).reshape(-1, 2)
+    share = model.gate_proba(_section(X, points, drawn, grid)).reshape(resolution, resolution, -1)
     axes.imshow(
         share @ rgb(share.shape[2]),
         extent=(lines[0][0], lines[0][-1], lines[1][0], lines[1][-1]),
@@ -85,10 +94,36 @@ def plot_gate(model: Any, X: Any, y: Any = None, *, axes: "Axes | None" = None, 
         aspect="auto",
         alpha=0.6,
     )
-    shade = "#222222" if y is None else np.unique(np.asarray(y), return_inverse=True)[1]
-    axes.scatter(points[:, 0], points[:, 1], c=shade, cmap="gray", s=8, edgecolors="#222222", linewidths=0.4)
-    axes.set(xlabel="x0", ylabel="x1", title="gate regions")
+    shade = np.zeros(len(points)) if y is None else np.unique(np.asarray(y), return_inverse=True)[1]
+    across, up = points[:, drawn].T
+    axes.scatter(across, up, c=shade, cmap="gray", s=8, edgecolors="#222222", linewidths=0.4)
+    for k in range(share.shape[2]):
+        axes.scatter([], [], color=hue(k), alpha=0.6, marker="s", label=f"expert {k}")
+    axes.set(xlabel=names[drawn[0]], ylabel=names[drawn[1]])
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return axes
+
+
+def _points(X: Any) -> tuple[np.ndarray, list[str]]:
+    """Give the rows as numbers (n_samples, n_features) and the names of their columns."""
+    points = np.asarray(X, dtype=np.float64)
+    if points.ndim != 2:
+        raise UserError(f"expected X of two dimensions, got shape {points.shape}; pass (n_samples, n_features)")
+    names = getattr(X, "columns", [f"x{column}" for column in range(points.shape[1])])
+    return points, [str(name) for name in names]
+
+
+def _line(values: np.ndarray, resolution: int, *, margin: float = 0.0) -> np.ndarray:
+    low, high = values.min(), values.max()
+    extra = margin * (high - low)
+    return np.linspace(low - extra, high + extra, resolution)
+
+
+def _section(X: Any, points: np.ndarray, columns: list[int], values: np.ndarray) -> Any:
+    """Give rows with `values` in some columns and medians in the others, with column names if X has them."""
+    section = np.tile(np.median(points, axis=0), (len(values), 1))
+    section[:, columns] = values
+    return type(X)(section, columns=X.columns) if hasattr(X, "columns") else section
 
 
 def rgb(n_experts: int) -> np.ndarray:
@@ -101,15 +136,18 @@ def rgb(n_experts: int) -> np.ndarray:
     return np.array([[int(hue(k)[i : i + 2], 16) / 255 for i in (1, 3, 5)] for k in range(n_experts)])
 
 
-def plot_experts(model: Any, X: Any, y: Any, *, axes: "Axes | None" = None, resolution: int = 400) -> "Axes":
+def plot_experts(
+    model: Any, X: Any, y: Any, *, column: int | None = None, axes: "Axes | None" = None, resolution: int = 400
+) -> "Axes":
     """Draw each expert's curve, the mixture's mean with a 90 % band, and the rows in their experts' colours.
 
     A row's colour is the experts' mixed by its responsibilities; an expert's curve is faint where the gate asks others.
 
     Args:
-        model: a fitted MoERegressor of one feature and one output.
-        X: (n_samples, 1).
+        model: a fitted MoERegressor of one output.
+        X: (n_samples, n_features), array or DataFrame.
         y: (n_samples,).
+        column: the number of the column to draw over; the others stay at their medians. None if there is one only.
         axes: matplotlib axes; None makes new ones.
         resolution: points of each curve.
 
@@ -120,21 +158,24 @@ def plot_experts(model: Any, X: Any, y: Any, *, axes: "Axes | None" = None, reso
         >>> len(plot_experts(MoERegressor(2, random_state=0).fit(X, y), X, y).lines)
         1
     """
-    points, targets = np.asarray(X, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if points.ndim != 2 or points.shape[1] != 1 or targets.ndim != 1:
-        raise UserError(f"expected one column and one output to draw, got {points.shape} and {targets.shape}; reduce X")
-    axes = new_axes(axes)
-    line = np.linspace(points.min(), points.max(), resolution)[:, None]
-    curves, share = model.expert_predict(line), model.gate_proba(line)
-    band = model.predict_quantiles(line, (0.05, 0.95))
-    axes.fill_between(line[:, 0], band[:, 0], band[:, 1], color="#858b95", alpha=0.2, linewidth=0)
-    colours = np.clip(model.responsibilities(points, targets) @ rgb(share.shape[1]), 0.0, 1.0)
-    axes.scatter(points[:, 0], targets, c=colours, s=10)
+    (points, names), targets = _points(X), np.asarray(y, dtype=np.float64)
+    if targets.ndim != 1 or (column is None and points.shape[1] != 1):
+        raise UserError(
+            f"expected one column and one output to draw, got X {points.shape} and y {targets.shape}; pass column=0"
+        )
+    axes, drawn = new_axes(axes), column or 0
+    line = _line(points[:, drawn], resolution)
+    section = _section(X, points, [drawn], line[:, None])
+    curves, share = model.expert_predict(section), model.gate_proba(section)
+    band = model.predict_quantiles(section, (0.05, 0.95))
+    axes.fill_between(line, band[:, 0], band[:, 1], color="#858b95", alpha=0.2, linewidth=0, label="90 %")
+    colours = np.clip(model.responsibilities(X, targets) @ rgb(share.shape[1]), 0.0, 1.0)
+    axes.scatter(points[:, drawn], targets, c=colours, s=10)
     for k in range(share.shape[1]):
-        opacity = 0.12 + 0.88 * share[:-1, k]
-        _faded(axes, line[:, 0], curves[:, k], hue(k), opacity)
-    axes.plot(line[:, 0], model.predict(line), color="#222222", linewidth=1.2, label="mixture")
-    axes.set(xlabel="x", ylabel="y")
+        _faded(axes, line, curves[:, k], hue(k), 0.12 + 0.88 * share[:-1, k])
+        axes.scatter([], [], color=hue(k), s=10, label=f"expert {k}")
+    axes.plot(line, model.predict(section), color="#222222", linewidth=1.2, label="mixture")
+    axes.set(xlabel=names[drawn], ylabel="y")
     axes.legend()
     return axes
 
@@ -167,7 +208,7 @@ def plot_log_likelihood(model: Any, *, axes: "Axes | None" = None) -> "Axes":
 
 
 def plot_selection(selection: Selection, *, axes: "Axes | None" = None) -> "Axes":
-    """Draw AIC, BIC and ICL over the number of experts, and a line at the chosen one.
+    """Draw AIC, BIC and ICL over the number of experts, what cross-validation said if asked, and the chosen number.
 
     Example:
         >>> len(plot_selection(Selection(candidates=(), criterion="bic", n_experts=2, model=None)).lines)
@@ -178,7 +219,12 @@ def plot_selection(selection: Selection, *, axes: "Axes | None" = None) -> "Axes
     for k, name in enumerate(("aic", "bic", "icl")):
         values = [getattr(candidate, name) for candidate in selection.candidates]
         axes.plot(counts, values, marker="o", color=hue(k), label=name.upper())
-    axes.axvline(selection.n_experts, color="#858b95", linestyle=":")
-    axes.set(xlabel="experts", ylabel="criterion (nats, lower is better)")
+    axes.axvline(selection.n_experts, color="#858b95", linestyle=":", label=f"chosen by {selection.criterion}")
+    axes.set(xlabel="experts", ylabel="AIC, BIC, ICL (lower is better)", xticks=counts)
+    held_out = [candidate.cv for candidate in selection.candidates]
+    if np.isfinite(held_out).any():
+        right = axes.twinx()
+        right.plot(counts, held_out, marker="s", color=hue(3))
+        right.set_ylabel("held-out log-density, nats a row (higher is better)", color=hue(3))
     axes.legend()
     return axes

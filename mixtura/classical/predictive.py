@@ -81,8 +81,9 @@ class MixturePredictive:
         mean = self._mean()
         noise, between = np.zeros_like(mean), np.zeros_like(mean)
         for weight, distribution in self._weighted():
-            noise += weight * distribution.var()
-            between += weight * (distribution.mean() - mean) ** 2
+            # An expert that is not asked may be without bounds: 0 * inf counts as 0.
+            noise += weight * np.where(weight > 0, distribution.var(), 0.0)
+            between += weight * np.where(weight > 0, distribution.mean() - mean, 0.0) ** 2
         entropy = -xlogy(self.gate, self.gate).sum(axis=1)
         return Uncertainty(noise=self._out(noise), between=self._out(between), gate_entropy=np.maximum(entropy, 0.0))
 

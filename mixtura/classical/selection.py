@@ -86,6 +86,8 @@ def select_n_experts(
         2
     """
     check_choice("criterion", criterion, CRITERIA)
+    if "n_experts" not in model.get_params(deep=False):
+        raise UserError(f"expected a model with n_experts, got {model!r}; a hierarchy grows by max_leaves instead")
     counts = list(n_experts)
     if not counts:
         raise UserError("expected at least one number of experts to try, got none; pass for example range(1, 7)")

@@ -100,3 +100,9 @@ def test_given_divisions_are_checked(division, message):
 
 def test_given_shares_are_normalised():
     np.testing.assert_allclose(given_shares([[1, 3], [2, 2]], 2, 2), [[0.25, 0.75], [0.5, 0.5]])
+
+
+def test_fewer_different_rows_than_centres_is_refused():
+    X = np.repeat([[0.0], [1.0]], 10, axis=0)
+    with pytest.raises(UserError, match="expected 3 different rows for as many centres, got fewer"):
+        MoERegressor(3, gate="fixed", division=Centroids()).fit(X, X[:, 0])

@@ -3,7 +3,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from mixtura.classical.columns import Columns, blocks
-from mixtura.classical.least_squares import least_squares, residual_scatter, solve_psd, weighted_gram
+from mixtura.classical.least_squares import least_squares, solve_psd, weighted_gram
 
 
 def problem(n_samples=300, n_experts=3, n_outputs=2):
@@ -69,14 +69,3 @@ def test_solve_psd_is_the_pseudo_inverse_of_a_singular_matrix():
     solved = solve_psd(a.T @ a, right)
     np.testing.assert_allclose(a.T @ a @ solved, right, atol=1e-10)
     assert np.array_equal(solve_psd(np.zeros((2, 2)), np.zeros((2, 1))), np.zeros((2, 1)))
-
-
-def test_residual_scatter_equals_the_loop():
-    _, y, weights = problem()
-    predictions = np.random.default_rng(1).normal(size=(300, 3, 2))
-    residual = y[:, None] - predictions
-    loop = [
-        sum(w * np.outer(r, r) for w, r in zip(weights[:, k], residual[:, k], strict=True))
-        for k in range(weights.shape[1])
-    ]
-    np.testing.assert_allclose(residual_scatter(y, predictions, weights), loop)

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from mixtura.classical import MoEClassifier, MoERegressor
+from mixtura.classical import HMEClassifier, HMERegressor, MoEClassifier, MoERegressor
 from mixtura.errors import UserError
 from tests.classical.samples import switching
 
 BOTH = [MoERegressor, MoEClassifier]
+ALL = [*BOTH, HMERegressor, HMEClassifier]
 
 
 def data(n_samples=40):
@@ -16,7 +17,7 @@ def data(n_samples=40):
     return X, (X[:, 0] > 0).astype(int)
 
 
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_and_infinity_are_refused(kind, bad):
     X, y = data()
@@ -25,7 +26,7 @@ def test_nan_and_infinity_are_refused(kind, bad):
         kind().fit(X, y)
 
 
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", ALL)
 def test_sparse_and_words_are_refused(kind):
     X, y = data()
     with pytest.raises(TypeError, match=r"[Ss]parse"):
@@ -51,11 +52,11 @@ def test_more_experts_than_rows_is_refused(kind):
         kind(3).fit(X, y, sample_weight=[1.0, 0.0, 0.0, 2.0])
 
 
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", ALL)
 @pytest.mark.filterwarnings("ignore:.*floor")
 def test_constant_columns_and_duplicate_rows_change_nothing(kind):
     X, y = data()
-    y = y if kind is MoEClassifier else y + X[:, 0] + 0.1 * np.sin(40 * X[:, 0])
+    y = y if issubclass(kind, MoEClassifier) else y + X[:, 0] + 0.1 * np.sin(40 * X[:, 0])
     plain = kind(2, random_state=0, n_init=2, tol=1e-4).fit(X, y)
     constant = kind(2, random_state=0, n_init=2, tol=1e-4).fit(np.column_stack([X, np.full(40, 1e6)]), y)
     assert np.isfinite(constant.log_likelihood_)

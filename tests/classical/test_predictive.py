@@ -80,3 +80,13 @@ def test_pooling_chooses_the_highest_gate():
     gate = np.array([[0.4, 0.6], [0.9, 0.1]])
     assert pool(gate, "weighted") is gate
     assert pool(gate, "highest").tolist() == [[0.0, 1.0], [1.0, 0.0]]
+
+
+def test_an_expert_that_is_not_asked_may_be_without_bounds():
+    heavy = stats.t(1.5, np.array([[0.0]]), 1.0)
+    far = stats.poisson(np.array([[1e200]]))
+    known = stats.norm(np.array([[2.0]]), 0.5)
+    kinds = MixturePredictive(
+        gate=np.array([[0.0, 0.0, 1.0]]), distributions=[heavy, far, known], squeeze=True
+    ).uncertainty()
+    np.testing.assert_allclose([kinds.noise, kinds.between], [[0.25], [0.0]])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mixtura.classical import MoEClassifier, MoERegressor, select_n_experts
+from mixtura.classical import HMERegressor, MoEClassifier, MoERegressor, select_n_experts
 from mixtura.errors import UserError
 from tests.classical.samples import switching
 
@@ -45,5 +45,7 @@ def test_classifiers_are_selected_too_and_weights_count():
 def test_no_candidates_and_no_criterion_are_refused():
     with pytest.raises(UserError, match="expected at least one number"):
         select_n_experts(MoERegressor(), [[0.0]], [0.0], n_experts=[])
+    with pytest.raises(UserError, match=r"expected a model with n_experts, got HMERegressor.*max_leaves"):
+        select_n_experts(HMERegressor(), [[0.0]], [0.0])
     with pytest.raises(UserError, match="expected criterion one of log_likelihood, aic, bic, icl, cv, got 'dic'"):
         select_n_experts(MoERegressor(), [[0.0]], [0.0], criterion="dic")

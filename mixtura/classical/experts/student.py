@@ -15,7 +15,8 @@ from mixtura.classical.experts.features import Features, floor_warnings, varianc
 from mixtura.classical.least_squares import least_squares
 from mixtura.errors import UserError
 
-DF_RANGE = (0.5, 200.0)
+# Above 1, so that the mean exists, which is what is predicted.
+DF_RANGE = (1.1, 200.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ class StudentTExpert(ExpertFamily):
     """Linear experts with Student-t noise, for data with outliers; one output.
 
     Args:
-        df: degrees of freedom, the same for all; "estimate" fits one for each expert, between 0.5 and 200.
+        df: degrees of freedom, the same for all; "estimate" fits one for each expert, between 1.1 and 200.
         alpha: ridge penalty, as in `LinearExpert`.
         degree: 2 and more add all products of up to that many columns.
         columns: the columns to look at, by number or name; None for all.

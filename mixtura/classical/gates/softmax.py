@@ -13,6 +13,7 @@ from mixtura.classical.checks import check_at_least, check_whole
 from mixtura.classical.columns import Array, Columns, linear_map
 from mixtura.classical.data import ColumnChoice, Data, pick
 from mixtura.classical.gates.base import FittedGate, Gate, GateTrainer
+from mixtura.classical.initial import seed_rows
 from mixtura.classical.softmax import SoftmaxFit, fit_softmax, log_softmax
 from mixtura.errors import UserError
 
@@ -83,7 +84,7 @@ class SoftmaxGate(Gate):
     Args:
         ridge: penalty on the coefficients of the standardised features; 0 for none.
         features: None for the columns themselves; "polynomial" (of `degree`), "kernel" (a Nystroem map of RBF kernels
-            at `n_landmarks` rows), or any transformer of scikit-learn.
+            at `n_landmarks` rows far from one another), or any transformer of scikit-learn, fitted without weights.
         degree: of the polynomial.
         n_landmarks: of the kernel.
         columns: the columns to look at, by number or name; None for all.
@@ -122,23 +123,29 @@ class SoftmaxGate(Gate):
         check_at_least("ridge", self.ridge, 0)
         check_whole("max_steps", self.max_steps, 1)
         numbers = data.column_numbers(self.columns)
-        features = FeatureMap(columns=numbers, transformer=self._transformer(pick(data.X, numbers), seed))
-        return SoftmaxTrainer(self, features, data)
+        transformer = self._transformer(pick(data.X, numbers), data.sample_weight, seed=seed)
+        return SoftmaxTrainer(self, FeatureMap(columns=numbers, transformer=transformer), data)
 
-    def _transformer(self, X: Array, seed: int) -> Any:
+    def _transformer(self, X: Array, sample_weight: Array, *, seed: int) -> Any:
         if self.features is None:
             return None
-        if self.features == "polynomial":
-            return make_pipeline(StandardScaler(), PolynomialFeatures(self.degree, include_bias=False)).fit(X)
-        if self.features == "kernel":
-            landmarks = min(self.n_landmarks, len(X))
-            return make_pipeline(StandardScaler(), Nystroem(n_components=landmarks, random_state=seed)).fit(X)
+        if self.features in ("polynomial", "kernel"):
+            scaler = StandardScaler().fit(X, sample_weight=sample_weight)
+            if self.features == "polynomial":
+                return make_pipeline(scaler, PolynomialFeatures(self.degree, include_bias=False).fit(X))
+            return make_pipeline(scaler, self._kernels(scaler.transform(X), sample_weight, seed=seed))
         if not hasattr(self.features, "transform"):
             raise UserError(
                 f"expected features None, 'polynomial', 'kernel' or a transformer, got {self.features!r}; "
                 "pass one with fit and transform"
             )
         return clone(self.features).fit(X)
+
+    def _kernels(self, points: Array, sample_weight: Array, *, seed: int) -> Nystroem:
+        check_whole("n_landmarks", self.n_landmarks, 1)
+        rng, n_seeds = np.random.default_rng(seed), min(self.n_landmarks, len(points))
+        landmarks = np.unique(points[seed_rows(points, sample_weight, n_seeds=n_seeds, rng=rng)], axis=0)
+        return Nystroem(n_components=len(landmarks), random_state=seed).fit(landmarks)
 
 
 class SoftmaxTrainer(GateTrainer):

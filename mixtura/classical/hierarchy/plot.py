@@ -6,7 +6,7 @@ import numpy as np
 
 from mixtura.classical.checks import check_choice
 from mixtura.classical.hierarchy.describe import BINS, SoftNode, SoftTree
-from mixtura.classical.plots import HUES, new_axes
+from mixtura.classical.plots import hue, new_axes
 from mixtura.errors import UserError
 
 if TYPE_CHECKING:  # optional package: only named in annotations here
@@ -40,7 +40,7 @@ def plot_tree(tree: SoftTree, *, kind: Kind = "histogram", axes: "Axes | None" =
     ax = new_axes(axes)
     if axes is None:
         width, height = max(x for x, _ in place) + 1, 1 - min(y for _, y in place)
-        cast("Figure", ax.figure).set_size_inches(max(4.0, 0.9 * width), 1.3 * height)
+        cast("Figure", ax.figure).set_size_inches(max(4.0, 1.1 * width), 1.4 * height)
     for node in tree.nodes:
         x, y = place[node.number]
         for child in node.children:
@@ -75,9 +75,10 @@ def positions(tree: SoftTree) -> list[tuple[float, float]]:
 def _draw(ax: "Axes", node: SoftNode, place: tuple[float, float], *, kind: Kind) -> None:
     x, y = place
     left = x - WIDTH / 2
+    name = f"leaf {node.expert}" if node.is_leaf else f"gate {node.number}"
     if kind == "deviance":
-        lines = [f"{node.share or 0.0:.0%}", f"{node.deviance:.3g}"]
-        lines += [] if node.is_leaf else [f"→ {node.below:.3g}"]
+        lines = [name, f"{node.share or 0.0:.0%} of rows", f"deviance {node.deviance:.3g}"]
+        lines += [] if node.is_leaf else [f"below {node.below:.3g}"]
         frame = {"facecolor": "white", "edgecolor": "0.5", "pad": 2}
         ax.text(x, y + HEIGHT / 2, "\n".join(lines), ha="center", va="center", fontsize=7, bbox=frame)
         return
@@ -85,5 +86,6 @@ def _draw(ax: "Axes", node: SoftNode, place: tuple[float, float], *, kind: Kind)
     assert node.histogram is not None
     heights = 0.92 * HEIGHT * np.sqrt(np.array(node.histogram))
     centres = left + WIDTH * (np.arange(BINS) + 0.5) / BINS
-    colour = HUES[2] if node.is_leaf else HUES[0]
+    colour = "#858b95" if node.expert is None else hue(node.expert)
     ax.bar(centres, heights, width=0.9 * WIDTH / BINS, bottom=y, color=colour, zorder=3)
+    ax.text(x, y + 0.93 * HEIGHT, name, ha="center", va="top", fontsize=7, zorder=4)

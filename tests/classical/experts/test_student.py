@@ -39,3 +39,19 @@ def test_the_degrees_of_freedom_come_back(df):
 def test_df_below_its_range_is_refused():
     with pytest.raises(UserError, match="expected df"):
         MoERegressor(1, expert=StudentTExpert(0.1)).fit([[0.0], [1.0]], [0.0, 1.0])
+
+
+@pytest.mark.parametrize("pooling", ["weighted", "highest"])
+def test_very_heavy_tails_leave_the_mean_and_the_uncertainty_defined(pooling):
+    rng = np.random.default_rng(0)
+    X = np.concatenate([rng.uniform(-2, -1, size=(300, 1)), rng.uniform(1, 2, size=(300, 1))])
+    y = np.concatenate([rng.standard_cauchy(300), 5 + 0.1 * rng.normal(size=300)])
+    model = MoERegressor(2, expert=StudentTExpert("estimate"), pooling=pooling, random_state=0).fit(X, y)
+    heavy = int(model.experts_.df.argmin())
+    assert model.experts_.df[heavy] == pytest.approx(1.1, abs=0.1)
+    mean, std = model.predict(X, return_std=True)
+    np.testing.assert_allclose(mean, model.predict(X))
+    # Infinite where the expert of heavy tails is asked, and finite where it is not.
+    assert np.isinf(std[X[:, 0] < 0]).all()
+    if pooling == "highest":
+        np.testing.assert_allclose(std[X[:, 0] > 0], 0.1, rtol=0.2)

@@ -28,6 +28,7 @@ def test_histograms_are_bars_of_square_root_height(model):
     bars = [patch.get_height() for patch in axes.patches]
     assert len(bars) == 7 * (1 + 10)
     assert len(axes.lines) == 6
+    assert [text.get_text() for text in axes.texts][:4] == ["gate 0", "gate 1", "leaf 0", "leaf 1"]
     shares = (np.array(bars[1:11]) / bars[0] / 0.92) ** 2
     np.testing.assert_allclose(shares, fitted.to_tree(X, y).nodes[0].histogram, atol=1e-12)
 
@@ -37,7 +38,8 @@ def test_deviances_are_written_on_given_axes(model):
     axes = Figure().subplots()
     assert fitted.plot_tree(X, y, kind="deviance", axes=axes) is axes
     root = fitted.to_tree(X, y).nodes[0]
-    assert axes.texts[0].get_text() == f"100%\n{root.deviance:.3g}\n→ {root.below:.3g}"
+    assert axes.texts[0].get_text() == f"gate 0\n100% of rows\ndeviance {root.deviance:.3g}\nbelow {root.below:.3g}"
+    assert axes.texts[-1].get_text().startswith("leaf 3\n")
     assert len(axes.texts) == 7
 
 
