@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mixtura.kernels.activations import unweave, weave
 from mixtura.mapping import Rule
 
 
@@ -95,30 +96,6 @@ def _biases(**names: str) -> list[Pair]:
         Pair(theirs=pair.theirs.replace(".weight", ".bias"), ours=pair.ours.replace(".weight", ".bias"))
         for pair in _same(**names)
     ]
-
-
-def weave(columns: Tensor) -> Tensor:
-    """Neighbours of halves, g0 u0 g1 u1 ... of g0 g1 ... u0 u1 ...: (..., 2F), a copy.
-
-    Example:
-        >>> import torch
-        >>> weave(torch.tensor([1, 2, 10, 20])).tolist()
-        [1, 10, 2, 20]
-    """
-    woven: Tensor = columns.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
-    return woven
-
-
-def unweave(columns: Tensor) -> Tensor:
-    """The inverse of `weave`: the gate's columns first: (..., 2F), a copy.
-
-    Example:
-        >>> import torch
-        >>> unweave(torch.tensor([1, 10, 2, 20])).tolist()
-        [1, 2, 10, 20]
-    """
-    halves: Tensor = columns.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
-    return halves
 
 
 def _transpose(tensor: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ What a forward copies beside the rows themselves:
 * (E, 2F, D) and (E, D, F), as nearly all families have them: no weight.
 * Transposed, (E, D, 2F) and (E, F, D) (Aria): nothing by torch's products, which read the transposed view and write
   its gradient transposed too; the compiled kernel packs a contiguous copy for the length of each pass.
-* Gate and up interleaved (gpt-oss): one copy of the up matrices with the halves apart, kept for the backward pass; the
-  gradient is woven back once. With fewer rows than experts only the matrices of experts with rows are copied.
+* Gate and up interleaved (gpt-oss): on a CPU no weight, since the activation takes its columns apart; on a GPU one copy
+  of the up matrices with the halves apart, kept for the backward pass, and their gradient is woven back once.
 * Under autocast, all weights in its dtype.
 
 An activation that no kernel knows is computed by a loop over the experts' sorted rows, with a warning; what it is, is
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from mixtura import kernels
 from mixtura.hooks import outside_graph
 from mixtura.hub.library import experts_interface
-from mixtura.hub.names import unweave
-from mixtura.kernels.activations import ACTIVATIONS, StackedMLP
+from mixtura.kernels import cpu
+from mixtura.kernels.activations import ACTIVATIONS, StackedMLP, unweave
 from mixtura.kernels.grouping import group, slots_of
 from mixtura.kernels.rows import RowIndex, is_traced
 from mixtura.routing import Rows
@@ -70,7 +70,8 @@ def _experts_forward(module: nn.Module, hidden_states: Tensor, top_k_index: Tens
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else down.dtype
     form = _form(module)
     rows = _rows(hidden_states.to(dtype), top_k_index, top_k_weights, num_experts=layout.num_experts)
-    rows, experts = _stack(layout, rows, dtype=dtype, form=form)
+    woven = form.interleaved and device == "cpu"
+    experts = _stack(layout, dtype=dtype, form=form, woven=woven)
     post_norm = layout.post_expert_norm if getattr(layout, "has_post_expert_norm", False) else None
     # A norm behind the experts must see their outputs before these are weighted.
     weight_N = rows.weight_N if post_norm is None else torch.ones_like(rows.weight_N)
@@ -78,7 +79,8 @@ def _experts_forward(module: nn.Module, hidden_states: Tensor, top_k_index: Tens
         y_ND = _loop(layout, rows, experts)
         y_ND = y_ND * weight_N.to(y_ND.dtype).unsqueeze(-1)
     else:
-        y_ND = kernels.grouped_mlp(rows.x_TD, weight_N, rows.index, experts=experts)
+        kernel = cpu.grouped_mlp if woven else kernels.grouped_mlp
+        y_ND = kernel(rows.x_TD, weight_N, rows.index, experts=experts)
     if post_norm is not None:
         y_ND = rows.scale(post_norm(y_ND))
     return rows.combine(y_ND).to(hidden_states.dtype)
@@ -99,29 +101,20 @@ def _rows(x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, *, num_experts: in
     return Rows(x_TD=x_TD, weight_N=weight_TK.reshape(-1).float().index_select(0, order_N), index=index)
 
 
-def _stack(layout: Any, rows: Rows, *, dtype: torch.dtype, form: "_Form") -> tuple[Rows, StackedMLP]:
-    """The experts' parameters as kernels take them: views, unless gate and up are interleaved."""
+def _stack(layout: Any, *, dtype: torch.dtype, form: "_Form", woven: bool) -> StackedMLP:
+    """The experts' parameters as kernels take them: views, unless gate and up are to be taken apart."""
     name = "gate_up_proj" if layout.has_gate else "up_proj"
     up, down = getattr(layout, name), layout.down_proj
     up_bias, down_bias = (getattr(layout, f"{p}_bias") if layout.has_bias else None for p in (name, "down_proj"))
-    if form.interleaved:
-        if not is_traced(rows.x_TD) and rows.x_TD.device.type == "cpu" and rows.weight_N.shape[0] < layout.num_experts:
-            rows, (up, down, up_bias, down_bias) = _only_used(rows, up, down, up_bias, down_bias)
+    if form.interleaved and not woven:
         # Column by column, since the last dimension is the columns of transposed matrices and of biases alike.
         up = unweave(up) if layout.is_transposed else unweave(up.mT).mT
         up_bias = None if up_bias is None else unweave(up_bias)
     if layout.is_transposed:
         up, down = up.mT, down.mT
     up_bias, down_bias = (None if bias is None else bias.to(dtype) for bias in (up_bias, down_bias))
-    return rows, StackedMLP(up.to(dtype), down.to(dtype), up_bias, down_bias, form.activation or "")
-
-
-def _only_used(rows: Rows, *stacked: Tensor | None) -> tuple[Rows, list[Tensor | None]]:
-    """Leave out the experts without rows: their matrices need not be copied."""
-    used = rows.counts_E.nonzero().view(-1)
-    index = rows.index._replace(counts_E=rows.counts_E[used])
-    kept = [None if part is None else part.index_select(0, used) for part in stacked]
-    return Rows(x_TD=rows.x_TD, weight_N=rows.weight_N, index=index), kept
+    activation = ("woven_" if woven else "") + (form.activation or "")
+    return StackedMLP(up.to(dtype), down.to(dtype), up_bias, down_bias, activation)
 
 
 def _loop(layout: Any, rows: Rows, experts: StackedMLP) -> Tensor:

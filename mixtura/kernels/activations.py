@@ -91,6 +91,42 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+def weave(columns: Tensor) -> Tensor:
+    """Neighbours of halves, g0 u0 g1 u1 ... of g0 g1 ... u0 u1 ...: (..., 2F), a copy.
+
+    Example:
+        >>> weave(torch.tensor([1, 2, 10, 20])).tolist()
+        [1, 10, 2, 20]
+    """
+    woven: Tensor = columns.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+    return woven
+
+
+def unweave(columns: Tensor) -> Tensor:
+    """The inverse of `weave`: the gate's columns first: (..., 2F), a copy.
+
+    Example:
+        >>> unweave(torch.tensor([1, 10, 2, 20])).tolist()
+        [1, 2, 10, 20]
+    """
+    halves: Tensor = columns.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+    return halves
+
+
+def _woven(activation: Activation) -> Activation:
+    def backward(da: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        a, dz = activation.backward(da, unweave(z))
+        return a, weave(dz)
+
+    return Activation(lambda z: activation.forward(unweave(z)), backward, gated=True)
+
+
+# For matrices whose gate and up rows alternate, as gpt-oss has them: the `cpu` kernel alone knows these names.
+WOVEN: dict[str, Activation] = {
+    f"woven_{name}": _woven(activation) for name, activation in ACTIVATIONS.items() if activation.gated
+}
+
+
 class StackedMLP(NamedTuple):
     """The parameters of E two-layer MLPs, stacked by expert: what every kernel of `GroupedMLP` takes.
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -111,6 +112,7 @@ def _make(seed: Run, folder: Path, following: Next, *, domains: Sequence[str], c
     threads = config.threads or max(1, (os.cpu_count() or 1) // jobs)
     for domain, name in names.items():
         if not list_checkpoints(Run(folder / name)):
+            shutil.rmtree(folder / name, ignore_errors=True)  # half made, by a run that was killed at its very start
             own = replace(following, name=name).config(config, out=folder, model=config.model)
             own = replace(own, data=replace(data, domains=(domain,)), threads=threads)
             derive(model.state_dict(), prepare(own.data), config=own)

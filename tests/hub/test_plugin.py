@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from benchmarks.hub_families import FAMILIES, Family, Sizes, fill, output
+from mixtura import kernels
 from mixtura.hub import plugin, register
 from mixtura.hub.plugin import NAME
 from tests.kernels.cases import error
@@ -189,8 +190,6 @@ def test_adapters_on_parameters(name):
 
 @pytest.mark.parametrize("transposed", ["gpt-oss", "Aria"])
 def test_transposed_matrices_get_a_gradient_that_lies_as_they_do(transposed):
-    from mixtura import kernels
-
     module, config = experts(FAMILIES[transposed])
     config._experts_implementation = NAME
     x, index, weight = choose(TINY, tokens=20)
@@ -296,3 +295,16 @@ def test_parameters_that_are_elsewhere_between_forwards(tmp_path):
     assert {p.device.type for p in moved.model.layers[0].mlp.experts.parameters()} == {"meta"}
     with torch.no_grad():
         assert error(moved(ids).logits, expected) < TOLERANCE
+
+
+def test_interleaved_matrices_are_taken_apart_for_kernels_that_want_halves():
+    """What a GPU gets, on a CPU: gate rows first, and the up matrices copied once."""
+    module, _ = experts(FAMILIES["gpt-oss"])
+    x, index, weight = choose(TINY, tokens=20)
+    stacked = plugin._stack(module, dtype=torch.float32, form=plugin._form(module), woven=False)
+    assert stacked.activation == "clamped_swiglu"
+    assert torch.equal(stacked.up[1, 0], module.gate_up_proj[1, :, 0])
+    assert torch.equal(stacked.up[1, TINY.hidden], module.gate_up_proj[1, :, 1])
+    rows = plugin._rows(x, index, weight, num_experts=TINY.num_experts)
+    got = rows.combine(kernels.grouped_mlp(rows.x_TD, rows.weight_N, rows.index, experts=stacked))
+    assert error(got, module(x, index, weight)) < TOLERANCE

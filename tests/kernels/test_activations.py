@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import gelu, silu
 
-from mixtura.kernels.activations import ACTIVATIONS
+from mixtura.kernels.activations import ACTIVATIONS, WOVEN, unweave, weave
 
 Z = torch.tensor([-30.0, -2.0, -0.5, 0.0, 0.5, 2.0, 30.0, 1.0])
 PLAIN = {"relu": torch.relu, "gelu": gelu, "silu": silu}
@@ -58,3 +58,17 @@ def test_backward_leaves_its_inputs_alone():
     a.zero_()
     assert torch.equal(z, kept[0])
     assert torch.equal(da, kept[1])
+
+
+@pytest.mark.parametrize("name", WOVEN)
+def test_columns_that_alternate(name):
+    """g0 u0 g1 u1 ... through it is g0 g1 ... u0 u1 ... through the plain one, and so is the gradient."""
+    plain, z, da = ACTIVATIONS[name.removeprefix("woven_")], torch.randn(3, 8), torch.randn(3, 4)
+    halves = torch.cat([z[:, ::2], z[:, 1::2]], dim=1)
+    assert torch.equal(WOVEN[name].forward(z), plain.forward(halves))
+    a, dz = WOVEN[name].backward(da, z)
+    expected_a, expected_dz = plain.backward(da, halves)
+    assert torch.equal(a, expected_a)
+    assert torch.equal(torch.cat([dz[:, ::2], dz[:, 1::2]], dim=1), expected_dz)
+    assert torch.equal(unweave(z), halves)
+    assert torch.equal(weave(halves), z)

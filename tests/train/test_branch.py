@@ -84,10 +84,13 @@ def test_a_branch_that_was_stopped_goes_on(seed, branches, monkeypatch):
     expected = weights_of(stopped / "prose")
     (stopped / "prose" / "checkpoints" / "best").unlink()
     shutil.rmtree(stopped / "prose" / "checkpoints" / f"step-{STEPS:06d}")
+    shutil.rmtree(stopped / "code" / "checkpoints")  # killed before its first checkpoint
     before = checkpoints(stopped / "prose")
     assert before == ["step-000000"] or "step-000000" not in before
     branch(seed, Next(name="stopped", steps=STEPS))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(stopped / "prose").items())
+    begun_again = weights_of(stopped / "code")
+    assert all(torch.equal(tensor, begun_again[name]) for name, tensor in weights_of(branches / "code").items())
 
 
 @pytest.mark.parametrize("weights", ["uniform", "score", "posterior", "greedy"])
