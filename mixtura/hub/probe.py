@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,11 @@ class Probe:
     def write(self, folder: Path) -> Path:
         """Store it beside a checkpoint."""
         path = folder / FILE
-        values = {"ids": self.ids.tolist(), "columns": self.columns.tolist(), "logits": self.logits.tolist()}
+        values: dict[str, Any] = {
+            "ids": self.ids.tolist(),
+            "columns": self.columns.tolist(),
+            "logits": self.logits.tolist(),
+        }
         values["sums"] = dict(self.sums)
         path.write_text(json.dumps(values) + "\n", encoding="utf-8")
         return path
