@@ -30,7 +30,7 @@ SIZES = {
     "num_key_value_heads": 8,
     "head_dim": 64,
     "vocab_size": 8192,
-    "pad_token_id": None,
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
 }
 
 

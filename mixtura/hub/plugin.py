@@ -3,8 +3,9 @@
 What a forward copies beside the rows themselves:
 
 * (E, 2F, D) and (E, D, F), as nearly all families have them: no weight.
-* Transposed, (E, D, 2F) and (E, F, D) (Aria): nothing by torch's products, which read the transposed view and write
-  its gradient transposed too; the compiled kernel packs a contiguous copy for the length of each pass.
+* Transposed, (E, D, 2F) and (E, F, D) (Aria, gpt-oss): on a CPU no weight, since torch's products read the transposed
+  view and write its gradient transposed too (`kernels.layout` alone may put them into the order of its groups, for the
+  length of a pass); for them the compiled kernel is passed over.
 * Gate and up interleaved (gpt-oss): on a CPU no weight, since the activation takes its columns apart; on a GPU one copy
   of the up matrices with the halves apart, kept for the backward pass, and their gradient is woven back once.
 * Under autocast, all weights in its dtype.
@@ -70,7 +71,7 @@ def _experts_forward(module: nn.Module, hidden_states: Tensor, top_k_index: Tens
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else down.dtype
     form = _form(module)
     rows = _rows(hidden_states.to(dtype), top_k_index, top_k_weights, num_experts=layout.num_experts)
-    woven = form.interleaved and device == "cpu"
+    woven = form.interleaved and layout.is_transposed and device == "cpu"
     experts = _stack(layout, dtype=dtype, form=form, woven=woven)
     post_norm = layout.post_expert_norm if getattr(layout, "has_post_expert_norm", False) else None
     # A norm behind the experts must see their outputs before these are weighted.
@@ -79,7 +80,8 @@ def _experts_forward(module: nn.Module, hidden_states: Tensor, top_k_index: Tens
         y_ND = _loop(layout, rows, experts)
         y_ND = y_ND * weight_N.to(y_ND.dtype).unsqueeze(-1)
     else:
-        kernel = cpu.grouped_mlp if woven else kernels.grouped_mlp
+        # The compiled kernel would copy transposed matrices in both passes, and their gradients back.
+        kernel = cpu.grouped_mlp if device == "cpu" and layout.is_transposed else kernels.grouped_mlp
         y_ND = kernel(rows.x_TD, weight_N, rows.index, experts=experts)
     if post_norm is not None:
         y_ND = rows.scale(post_norm(y_ND))

@@ -45,7 +45,11 @@ class Probe:
     def write(self, folder: Path) -> Path:
         """Store it beside a checkpoint."""
         path = folder / FILE
-        values: dict[str, Any] = {name: getattr(self, name).tolist() for name in ("ids", "columns", "logits")}
+        values: dict[str, Any] = {
+            "ids": self.ids.tolist(),
+            "columns": self.columns.tolist(),
+            "logits": self.logits.tolist(),
+        }
         values["sums"] = dict(self.sums)
         path.write_text(json.dumps(values) + "\n", encoding="utf-8")
         return path
