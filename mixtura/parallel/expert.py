@@ -22,7 +22,7 @@ from mixtura.ranks import ProcessGroup
 from mixtura.routing import Rows
 
 Chunks = int | Literal["auto"]
-# Rows per chunk from which splitting the batch pays for a second message: below it the wait is latency, not bytes.
+# Rows per chunk below which a second message costs more latency than it hides: an estimate, not measured.
 ROWS_PER_CHUNK = 2048
 
 
