@@ -4,8 +4,8 @@
 
 Every repeat draws new inputs, so that the experts' row counts change as in training, and times all in turn. "floor" is
 the same products as large single ones at oneDNN's rate, three times (forward and two in backward). "layer" starts from
-given experts and weights, since the peers do: it sorts, gathers, computes, combines. What takes longer than a sixth
-of the seconds for its row is timed once. transformers' batched_mm is left out where it would copy more than 2 GiB of
+given experts and weights, since the peers do: it sorts, gathers, computes, combines. What takes longer than
+the seconds for its row is timed once. transformers' batched_mm is left out where it would copy more than 2 GiB of
 matrices.
 """
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import mixtura as mx
-from benchmarks.common import save
+from benchmarks.common import load, save
 from benchmarks.peers import Layer, ModuleLoop, transformers_layers, versions
 from mixtura import kernels
 from mixtura.dispatch import dispatch
@@ -103,7 +103,7 @@ def in_turn(tasks: dict[str, Callable[[], float]], begin: Callable[[], None], se
     """Seconds of each task in each round; after a first round that does not count, except for what is too slow."""
     begin()
     first = {name: task() for name, task in tasks.items()}
-    slow = {name for name, value in first.items() if value > seconds / 6}
+    slow = {name for name, value in first.items() if value > seconds}
     times: dict[str, list[float]] = {name: [first[name]] if name in slow else [] for name in tasks}
     end = time.perf_counter() + seconds
     rounds = 0
@@ -200,7 +200,9 @@ def decode(shape: Shape, dtype: torch.dtype, *, seconds: float) -> dict[str, Any
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20, help="for each row")
-    parser.add_argument("--rows", type=int, nargs="*", help="numbers of the shapes to measure; nothing is written then")
+    parser.add_argument(
+        "--rows", type=int, nargs="*", help="measure these shapes, and put them in place of the committed ones"
+    )
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument(
         "--give-memory-back", action="store_true", help="do not keep freed memory as mixtura train does"
@@ -225,6 +227,22 @@ def main() -> None:
                 figures = {"decoding": True, **decode(shape, dtype, seconds=min(options.seconds, 5))}
             rows.append({**head, **figures})
             print(json.dumps(rows[-1]), flush=True)
+    result = {"kernel": kernels.describe(), "peers": versions(), "freed memory kept": not options.give_memory_back}
+    if options.rows:
+        rows = merged(load("layer_cpu")["rows"], rows)
+    result |= {"rows": rows, "geometric means": geometric_means(rows)}
+    print(json.dumps(result["geometric means"]))
+    print(save("layer_cpu", result))
+
+
+def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The old rows with the new ones in their places."""
+    found = {(row["row"], row["dtype"]): row for row in [*old, *new]}
+    return [found[key] for key in dict.fromkeys((row["row"], row["dtype"]) for row in old)]
+
+
+def geometric_means(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Of each ratio, over the shapes."""
     means = {}
     for dtype in ("float32", "bfloat16"):
         trained = [row for row in rows if row["dtype"] == dtype and "to floor" in row]
@@ -232,10 +250,7 @@ def main() -> None:
             values = [row[ratio] for row in trained if ratio in row]
             if values:
                 means[f"{dtype} {ratio}"] = round(statistics.geometric_mean(values), 3)
-    print(json.dumps({"geometric means": means}))
-    if not options.rows:
-        result = {"rows": rows, "geometric means": means, "kernel": kernels.describe(), "peers": versions()}
-        print(save("layer_cpu", {**result, "freed memory kept": not options.give_memory_back}))
+    return means
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ class MoEConfig:
         eval_capacity: see `MoE`.
         policy: see `MoE`.
         pooling: see `MoE`.
+        chunk_tokens: see `MoE`.
         losses: see `MoE`.
 
     Example:
@@ -65,6 +66,7 @@ class MoEConfig:
     eval_capacity: Capacity | None = None
     policy: Policy = "drop"
     pooling: Pooling = "sum"
+    chunk_tokens: int | None = None
     losses: Mapping[str, float] = field(default_factory=dict)
 
     def fine_grained(self, parts: int) -> "MoEConfig":
@@ -117,6 +119,7 @@ class MoEConfig:
             eval_capacity=self.eval_capacity,
             policy=self.policy,
             pooling=self.pooling,
+            chunk_tokens=self.chunk_tokens,
             losses=self.losses,
             shared=shared,
             shared_gate=self.shared_gate,

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mixtura.dispatch import Capacity, Policy, check_policy, dispatch
 from mixtura.errors import UserError
@@ -36,11 +37,13 @@ class MoE(nn.Module):
             module by the two values of a "softmax" (residual MoE: Rajbhandari et al. 2022, section 4.1.1).
         pooling: what evaluation makes of a token's experts: "sum" by weight, "highest": the output of the expert with
             the largest weight alone, "vote": each class's share of the experts' votes, for classifiers.
+        chunk_tokens: compute so many tokens at a time after they are routed, and again in the backward pass: what long
+            inputs need beside themselves then depends on this number alone. None: all at once.
 
     Raises:
         UserError: router and experts that disagree on E or D, an unknown loss, policy or pooling, two capacities, a
-            gate without a shared module; in `forward`, an input of another shape, a mask, priority or context that
-            has not one value per token, no context where the router needs one.
+            gate without a shared module, chunks below 1 or with a capacity; in `forward`, an input of another shape, a
+            mask, priority or context that has not one value per token, no context where the router needs one.
 
     Example:
         >>> import mixtura as mx
@@ -66,6 +69,7 @@ class MoE(nn.Module):
         shared: nn.Module | None = None,
         shared_gate: SharedGate | None = None,
         pooling: Pooling = "sum",
+        chunk_tokens: int | None = None,
     ) -> None:
         super().__init__()
         losses = dict(losses or {})
@@ -85,7 +89,11 @@ class MoE(nn.Module):
         self.shared_gate = nn.Linear(router.dim, 1 + (shared_gate == "softmax"), bias=False) if shared_gate else None
         self.capacity = capacity or Capacity(factor=capacity_factor)
         self.eval_capacity = eval_capacity or self.capacity
-        self.policy, self.losses, self.pooling = policy, losses, pooling
+        self.policy, self.losses, self.pooling, self.chunk_tokens = policy, losses, pooling, chunk_tokens
+        if chunk_tokens is not None and (chunk_tokens < 1 or {self.capacity, self.eval_capacity} != {Capacity()}):
+            raise UserError(
+                f"expected chunk_tokens of at least 1 and no capacity, got {chunk_tokens} with {self.capacity}"
+            )
         self.row_shape: tuple[int, ...] = getattr(experts, "row_shape", None) or (router.dim,)
 
     def forward(
@@ -116,7 +124,10 @@ class MoE(nn.Module):
             policy=self.policy,
             priority_T=None if priority is None else priority.reshape(-1),
         )
-        y_TD = self._combine(rows, x_TD, bypass_TD=served.bypass_TD)
+        if self.chunk_tokens is None or x_TD.shape[0] <= self.chunk_tokens:
+            y_TD = self._combine(rows, x_TD, bypass_TD=served.bypass_TD)
+        else:
+            y_TD = self._in_chunks(served, x_TD, size=self.chunk_tokens)
         if self.training and torch.is_grad_enabled():
             y_TD = apply_losses(self, y_TD, routing, coefficients=self.losses)
         announce(self, routing, rows)
@@ -145,6 +156,16 @@ class MoE(nn.Module):
     def _capacity(self, routing: Routing) -> int | None:
         capacity = self.capacity if self.training else self.eval_capacity
         return capacity.rows(routing.expert_N.shape[0], num_experts=routing.num_experts) if routing.num_tokens else None
+
+    def _in_chunks(self, routing: Routing, x_TD: Tensor, *, size: int) -> Tensor:
+        def one(start: int) -> Tensor:
+            part, chunk_TD = routing.part(start, start + size), x_TD[start : start + size]
+            return self._combine(dispatch(part, chunk_TD), chunk_TD, bypass_TD=part.bypass_TD)
+
+        starts = range(0, x_TD.shape[0], size)
+        if torch.is_grad_enabled():
+            return torch.cat([checkpoint(one, start, use_reentrant=False) for start in starts])
+        return torch.cat([one(start) for start in starts])
 
     def _combine(self, rows: Rows, x_TD: Tensor, *, bypass_TD: Tensor | None) -> Tensor:
         if self.pooling == "vote" and not self.training:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixtura.errors import UserError
 from mixtura.kernels.rows import RowIndex, combine_rows, gather_rows
 
 
@@ -119,6 +120,21 @@ class Routing:
         if self.choices is None:
             return self.probs_TE.argmax(-1)
         return self.expert_N.view(-1, self.choices)[:, 0]
+
+    def part(self, start: int, end: int) -> "Routing":
+        """The routing of the tokens from `start` up to `end`, by themselves.
+
+        Raises:
+            UserError: a router whose tokens have no fixed number of choices.
+        """
+        K, T = self.choices, self.num_tokens
+        if K is None:
+            raise UserError("expected a router that gives each token K choices, got one that does not")
+        end = min(end, T)
+        names = ("logits_TE", "probs_TE", "bypass_TD", "load_TE", "mask_T")
+        values: dict[str, Any] = {name: v[start:end] for name in names if (v := getattr(self, name)) is not None}
+        values |= {name: getattr(self, name)[start * K : end * K] for name in ("expert_N", "weight_N")}
+        return replace(self, token_N=self.token_N[: (end - start) * K], **values)
 
     def detach(self) -> "Routing":
         """The same routing without its graph: what a log may keep."""
