@@ -38,10 +38,13 @@ def can_run(*tensors: Tensor) -> bool:
         >>> can_run(torch.zeros(1, dtype=torch.float64))
         False
     """
+    if any(is_traced(x) for x in tensors):  # asked first: a tracer cannot look at what follows
+        return False
     if forced.get() not in (None, "native") or availability():
         return False
-    plain = all(x.dtype is torch.float32 and x.device.type == "cpu" and not is_traced(x) for x in tensors)
-    return plain and all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+    return all(
+        x.dtype is torch.float32 and x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter) for x in tensors
+    )
 
 
 def _call(kind: int, **fields: Any) -> int:
