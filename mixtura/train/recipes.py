@@ -15,7 +15,7 @@ Recipe = Callable[[], TrainConfig]
 def lm_tiny() -> TrainConfig:
     """A small language model on the text every Python installation carries: 32 experts, one chosen.
 
-    Cost: about 4 minutes on 2 CPU cores, 1 GB of memory. Result: 1.32 nats per byte (1.90 bits), plain mean over
+    Cost: about 3 minutes on 2 CPU cores, 1 GB of memory. Result: 1.32 nats per byte (1.90 bits), plain mean over
     held-out C, prose, Python and tests; docs/log.md, 2026-11-22.
 
     Example:
