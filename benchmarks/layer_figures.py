@@ -99,6 +99,21 @@ def three_experts() -> str:
     return f"{table(['accuracy', 'published', 'ours'], rows)}\n{above} seeds.\n"
 
 
+def hub_layer() -> str:
+    """transformers' MoE blocks with the plug-in beside its own implementations."""
+    r = load("hub_layer")
+    rows = []
+    for row in r["rows"]:
+        mine, best = "mixtura", row["best peer"]
+        times = [f"{row[f'{name} ms']:.1f}" for name in (mine, best)]
+        peaks = [f"{row[f'{name} peak MB']:.0f}" for name in (mine, best)]
+        rows.append([f"{row['family']}, {row['dtype']}", *times, best, f"{row['speedup']:.2f}x", *peaks])
+    header = ["", "ms", "best of transformers, ms", "which", "speedup", "peak MB", "its peak MB"]
+    means = ", ".join(f"{name} {value:.2f}x" for name, value in r["geometric means"].items())
+    return f"{table(header, rows)}\nGeometric means: {means}. {measured_on(r)}\n"
+
+
+HUB: dict[str, Callable[[], str]] = {"hub_layer": hub_layer}
 SPEED: dict[str, Callable[[], str]] = {"layer": layer, "decode": decode, "trainer": trainer}
 ROUTERS: dict[str, Callable[[], str]] = {
     "routers_toy": routers_toy,

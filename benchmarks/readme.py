@@ -62,6 +62,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     README: {"train": train, "quality": quality, "step": step, "layer_summary": layer_figures.layer_summary},
     DOCS / "speed.md": layer_figures.SPEED,
     DOCS / "routers.md": layer_figures.ROUTERS,
+    DOCS / "hub.md": layer_figures.HUB,
     DOCS / "classical.md": classical_figures.CLASSICAL,
     DOCS / "hme.md": classical_figures.HME,
 }
