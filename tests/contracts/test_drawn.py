@@ -122,8 +122,29 @@ def routed(layer: mx.MoE, x: Tensor, mask: Tensor | None) -> mx.Routing:
     return replace(layer.router(x_TD, **known), mask_T=mask_T, sequences=sequences)
 
 
-# Configurations that once failed: what was wrong -> policy, training, configuration.
-ROWS: dict[str, tuple[str, bool, Drawn]] = {}
+BASE = Drawn(
+    router="base",
+    num=1,
+    k=1,
+    dim=2,
+    hidden=1,
+    activation="clamped_swiglu",
+    bias=False,
+    modules=False,
+    capacity=Capacity(fixed=1),
+    pooling="sum",
+    shared_gate=None,
+    losses={"entropy": 0.01},
+    shape=(0,),
+    masked=False,
+    scored=False,
+    seed=0,
+)
+# Configurations that once failed, the loops' own faults among them -> policy, training, configuration.
+ROWS: dict[str, tuple[str, bool, Drawn]] = {
+    "slots of no tokens": ("dropless", False, replace(BASE, router="soft", capacity=Capacity(), shape=(2, 0))),
+    "losses and an output of nothing": ("reroute", True, BASE),
+}
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
