@@ -70,7 +70,8 @@ def routers_toy() -> str:
     rows = [
         [name, *(f"{row[key]:.{digits}f}" for key, digits in TOY_COLUMNS.items())] for name, row in r["toy"].items()
     ]
-    about = f"{r['toy steps']} steps, mean of {r['seeds']} seeds. {measured_on(r)}\n"
+    times = "milliseconds of one thread's processor"
+    about = f"{r['toy steps']} steps, mean of {r['seeds']} seeds, {times}. {measured_on(r)}\n"
     return f"{table(['router', *TOY_COLUMNS], rows)}\n{about}"
 
 

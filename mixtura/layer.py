@@ -158,6 +158,9 @@ class MoE(nn.Module):
         return capacity.rows(routing.expert_N.shape[0], num_experts=routing.num_experts) if routing.num_tokens else None
 
     def _in_chunks(self, routing: Routing, x_TD: Tensor, *, size: int) -> Tensor:
+        if getattr(self.experts, "runs_beside", False):  # other ranks may have another number of chunks, and would wait
+            raise UserError("expected no chunk_tokens with experts on other ranks, got both; parallelize has chunks=")
+
         def one(start: int) -> Tensor:
             part, chunk_TD = routing.part(start, start + size), x_TD[start : start + size]
             return self._combine(dispatch(part, chunk_TD), chunk_TD, bypass_TD=part.bypass_TD)

@@ -64,6 +64,12 @@ class TestChunks:
         with pytest.raises(UserError, match="expected chunk_tokens of at least 1 and no capacity"):
             make_layer(**options)
 
+    def test_experts_on_other_ranks_are_refused(self):
+        layer = make_layer(chunk_tokens=2)
+        layer.experts.runs_beside = True
+        with pytest.raises(UserError, match="expected no chunk_tokens with experts on other ranks"):
+            layer(torch.randn(8, 6))
+
     def test_a_router_without_a_number_of_choices_is_refused(self):
         layer = make_layer(router="expert_choice", chunk_tokens=2)
         with pytest.raises(UserError, match="K choices"):

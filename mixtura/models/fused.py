@@ -147,7 +147,7 @@ def linear_cross_entropy(x_TD: Tensor, head: nn.Linear, target_T: Tensor) -> Ten
         target_T: int64 (T,), below V.
 
     Raises:
-        UserError: no tokens.
+        UserError: no tokens, or targets of another shape or dtype.
 
     Example:
         >>> head = nn.Linear(3, 4, bias=False)
@@ -156,6 +156,10 @@ def linear_cross_entropy(x_TD: Tensor, head: nn.Linear, target_T: Tensor) -> Ten
     """
     if not x_TD.shape[0]:
         raise UserError("expected at least one token to predict, got none")
+    if target_T.shape != x_TD.shape[:1] or target_T.dtype is not torch.int64:
+        raise UserError(
+            f"expected targets of shape ({x_TD.shape[0]},) and int64, got {target_T.shape}, {target_T.dtype}"
+        )
     is_matrix = type(head) is nn.Linear and head.bias is None
     if is_matrix and dense.can_run(x_TD, head.weight) and not torch.is_autocast_enabled("cpu"):
         loss: Tensor = _LinearCrossEntropy.apply(x_TD, head.weight, target_T)  # type: ignore[no-untyped-call]  # torch leaves it untyped

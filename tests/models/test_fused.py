@@ -61,6 +61,11 @@ class TestEitherWay:
         with pytest.raises(UserError, match="expected at least one token"):
             fused.linear_cross_entropy(torch.zeros(0, 3), nn.Linear(3, 4), torch.zeros(0, dtype=torch.long))
 
+    @pytest.mark.parametrize("target", [torch.zeros(2, dtype=torch.long), torch.zeros(3, dtype=torch.int32)])
+    def test_targets_that_would_be_read_wrongly_are_refused(self, target):
+        with pytest.raises(UserError, match=r"expected targets of shape \(3,\) and int64"):
+            fused.linear_cross_entropy(torch.zeros(3, 2), nn.Linear(2, 4, bias=False), target)
+
     def test_autocast_rounds_the_products_alone(self):
         x, head, target = torch.randn(8, 16), nn.Linear(16, 5, bias=False), torch.randint(5, (8,))
         with torch.autocast("cpu", dtype=torch.bfloat16):
