@@ -4,26 +4,20 @@ Shapes here: H heads, d = D / H the width of a head, V the vocabulary.
 """
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own customary name
-from torch.utils.checkpoint import checkpoint
 
-from mixtura.config import MoEConfig
-from mixtura.dispatch import Policy
 from mixtura.errors import UserError
-from mixtura.experts import MLP
 from mixtura.layer import MoE
-from mixtura.losses.balance import LOSSES
-from mixtura.losses.parameters import PARAMETER_LOSSES
+from mixtura.models.blocks import BlocksConfig, feed, reset_parts, run_block
 from mixtura.models.fused import RMSNorm, causal_attention, linear_cross_entropy, normalise_and_turn
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTConfig:
+class GPTConfig(BlocksConfig):
     """Sizes of a GPT and of its mixtures.
 
     Raises:
@@ -38,72 +32,18 @@ class GPTConfig:
     """V, tokens of the vocabulary; `mixtura train` takes it from the data."""
     context: int = 128
     """Longest sequence, in tokens; `mixtura train` takes it from the data."""
-    dim: int = 64
-    """D, model width."""
-    layers: int = 2
-    """Transformer blocks."""
-    heads: int = 4
-    """H, attention heads; they divide the width into even parts."""
-    hidden: int = 128
-    """F, hidden width of a dense feed-forward block and of each expert."""
-    dropout: float = 0.0
-    """In training, the share of each expert's hidden units set to 0; fine-tuning takes more than pre-training."""
-    activation: str = "gelu"
-    """relu, gelu, silu, swiglu, geglu or clamped_swiglu."""
-    num_experts: int = 16
-    """E, experts of each mixture; 0: a dense model."""
-    k: int = 1
-    """K, experts per token."""
-    moe_every: int = 1
-    """Every n-th block is a mixture, counted so that the last of each n is one; the others are dense."""
-    router: str = "switch"
-    """A name in mixtura.routers.ROUTERS."""
-    router_options: Mapping[str, int | float | bool | str] = field(default_factory=dict)
-    """Further arguments of the router."""
-    capacity_factor: float | None = None
-    """Rows per expert as a multiple of the even share; None: dropless."""
-    policy: Policy = "drop"
-    """Who is kept when an expert is full."""
-    shared_hidden: int = 0
-    """Hidden width of an expert that every token passes; 0: none."""
-    losses: Mapping[str, float] = field(
-        default_factory=lambda: dict.fromkeys((*LOSSES, *PARAMETER_LOSSES), 0.0) | {"load_balance": 1e-2, "z": 1e-3}
-    )
-    """Losses of each mixture and their coefficients; 0: none."""
     tie_weights: bool = True
     """Use the embedding as the output layer too."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context", "dim", "layers", "heads", "hidden", "moe_every"):
+        for name in ("vocab_size", "context", "heads"):
             if getattr(self, name) < 1:
                 raise UserError(f"expected {name} of at least 1, got {getattr(self, name)}")
-        if self.num_experts < 0:
-            raise UserError(f"expected num_experts of at least 0 (0: dense), got {self.num_experts}")
-        if self.dim % self.heads or (self.dim // self.heads) % 2:
+        if self.dim % (2 * self.heads):
             raise UserError(
                 f"expected heads that divide dim={self.dim} into parts of even width, got heads={self.heads}"
             )
-
-    def is_moe(self, block: int) -> bool:
-        """Whether block number `block`, from 0, holds a mixture."""
-        return self.num_experts > 0 and block % self.moe_every == self.moe_every - 1
-
-    def moe(self) -> MoEConfig:
-        """The recipe of each mixture."""
-        return MoEConfig(
-            dim=self.dim,
-            hidden=self.hidden,
-            num_experts=self.num_experts,
-            k=self.k,
-            router=self.router,
-            router_options=self.router_options,
-            activation=self.activation,
-            dropout=self.dropout,
-            shared_hidden=self.shared_hidden,
-            capacity_factor=self.capacity_factor,
-            policy=self.policy,
-            losses={name: coefficient for name, coefficient in self.losses.items() if coefficient},
-        )
+        super().__post_init__()
 
 
 class KVCache:
@@ -201,21 +141,14 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim)
         self.attention = Attention(config)
         self.feed_forward_norm = RMSNorm(config.dim)
-        self.feed_forward: nn.Module = (
-            config.moe().build()
-            if config.is_moe(number)
-            else MLP(dim=config.dim, hidden=config.hidden, activation=config.activation)
-        )
+        self.feed_forward = config.feed_forward(number)
 
     def forward(
         self, x_BLD: Tensor, ids_BL: Tensor, *, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None
     ) -> Tensor:
         """(B, L, D) -> (B, L, D); the token ids are for routers that need them."""
         x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), rotary, cache=cache, block=self.number)
-        x_norm = self.feed_forward_norm(x_BLD)
-        known = {"context": ids_BL} if isinstance(self.feed_forward, MoE) else {}
-        y_BLD: Tensor = x_BLD + self.feed_forward(x_norm, **known)
-        return y_BLD
+        return x_BLD + feed(self.feed_forward, self.feed_forward_norm(x_BLD), context=ids_BL)
 
 
 class GPT(nn.Module):
@@ -258,10 +191,7 @@ class GPT(nn.Module):
         """
         if self.config.tie_weights:
             self.head.weight = self.embedding.weight  # `to_empty` parts what shares memory
-        for module in self.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if module is not self and callable(reset):
-                reset()
+        reset_parts(self)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -289,12 +219,9 @@ class GPT(nn.Module):
             raise UserError(f"expected at most {self.config.context} tokens (context), got {start + length}")
         rotary = self.cos[start : start + length], self.sin[start : start + length]
         x_BLD = self.embedding(ids_BL)
-        for number, block in enumerate(self.blocks, start=1):
-            recompute = self.recompute_interval and number % self.recompute_interval == 0
-            if recompute and torch.is_grad_enabled() and cache is None:
-                x_BLD = checkpoint(block, x_BLD, ids_BL, rotary=rotary, use_reentrant=False)
-            else:
-                x_BLD = block(x_BLD, ids_BL, rotary=rotary, cache=cache)
+        interval = 0 if cache is not None else self.recompute_interval
+        for number, block in enumerate(self.blocks):
+            x_BLD = run_block(block, number, x_BLD, ids_BL, recompute_interval=interval, rotary=rotary, cache=cache)
         if cache is not None:
             cache.length += length
         x_BLD = self.norm(x_BLD)
