@@ -56,7 +56,7 @@ class ViTConfig(BlocksConfig):
     k: int = 2
     """K, experts per patch."""
     expert_hidden: int = 48
-    """Hidden width of each expert; 0: that of the dense blocks. hidden / k: as many active parameters as a dense one."""
+    """Hidden width of each expert; 0: that of the dense blocks. hidden / k gives as many active parameters as these."""
     moe_every: int = 2
     """Every n-th block is a mixture, counted so that the last of each n is one; the others are dense."""
     moe_last: int = 0

@@ -42,10 +42,10 @@ SHARED = {
         "a training run's checkpoints and the hub's are files of it, on levels that do not meet",
     ),
     "scipy": ("mixtura.classical", "classical is built on numpy, scipy and scikit-learn"),
-    "sklearn": ("mixtura.classical", "classical is built on numpy, scipy and scikit-learn"),
+    "sklearn": ("mixtura", "classical is built on numpy, scipy and scikit-learn; the digits to train on are its own"),
 }
 CORE_MAY_IMPORT = {"triton": "mixtura.kernels"}
-IMPORT_NAMES = {"scikit-learn": "sklearn"}  # distributions whose import name differs
+IMPORT_NAMES = {"scikit-learn": "sklearn", "pillow": "PIL"}  # distributions whose import name differs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mixtura.errors import UserError
-from mixtura.train.data.epochs import EpochStream
 from mixtura.train.data.tokens import Corpus
 
 if TYPE_CHECKING:
@@ -26,11 +26,21 @@ class Batch:
     domain_B: Tensor
 
 
-class TokenStream(EpochStream[Batch]):
+@dataclass(frozen=True)
+class _Epoch:
+    """The windows of one epoch in their order: the domain of each, and its first token there."""
+
+    domain_N: Tensor
+    start_N: Tensor
+
+
+class TokenStream:
     """An endless stream of training batches over all domains, each in proportion to its size.
 
-    Each epoch cuts every domain into windows of `seq_len` from a new random offset and passes each window once; see
-    `EpochStream`.
+    Each epoch cuts every domain into windows of `seq_len` from a new random offset and passes each window once, in an
+    order that depends on the seed and the epoch alone. A batch that reaches the end of an epoch takes its other windows
+    from the next. With `world_size` ranks, one global batch of `world_size * batch_size` windows is shared out; the
+    position counts global windows, so that a run may go on with another number of ranks or another batch size.
 
     Shapes: a `Batch` of inputs and targets (batch_size, seq_len) and domains (batch_size,), all int64.
 
@@ -50,25 +60,62 @@ class TokenStream(EpochStream[Batch]):
         (torch.Size([4, 16]), 4)
     """
 
-    what = "text"
-
     def __init__(
         self, corpus: Corpus, *, batch_size: int, seq_len: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
+        if not 0 <= rank < world_size:
+            raise UserError(f"expected a rank from 0 to {world_size - 1}, got {rank}")
         if batch_size < 1 or seq_len < 1:
             raise UserError(f"expected batch_size and seq_len of at least 1, got {batch_size} and {seq_len}")
-        self._corpus, self._seq_len = corpus, seq_len
+        self._corpus = corpus
+        self._batch_size, self._seq_len, self._seed = batch_size, seq_len, seed
+        self._rank, self._world_size = rank, world_size
         self._tokens = [corpus.train[domain] for domain in corpus.domains]
         if max(map(len, self._tokens)) <= seq_len:
             raise UserError(f"expected a domain of at least {seq_len + 1} training tokens, got none; lower seq_len")
-        super().__init__(batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
+        self._number = self._position = 0
+        self._epoch = self._make_epoch(0)
 
-    def identity(self) -> dict[str, int | str]:
-        """The window's length and the text."""
-        return {"seq_len": self._seq_len, "corpus": self._corpus.folder.name}
+    def __iter__(self) -> TokenStream:
+        return self
 
-    def order(self, generator: torch.Generator) -> Tensor:
-        """The windows of an epoch: the domain of each, and its first token there: (N, 2)."""
+    def __next__(self) -> Batch:
+        """The next batch of this rank."""
+        self._skip(self._rank * self._batch_size)
+        windows = self._take(self._batch_size)
+        self._skip((self._world_size - 1 - self._rank) * self._batch_size)
+        domain_B, start_B = (torch.cat(parts) for parts in zip(*windows, strict=True))
+        return _batch(self._tokens, domain_B, start_B, self._seq_len)
+
+    def state_dict(self) -> dict[str, int | str]:
+        """Where the stream stands, in global windows; the same on every rank."""
+        return {
+            "epoch": self._number,
+            "position": self._position,
+            "seed": self._seed,
+            "seq_len": self._seq_len,
+            "corpus": self._corpus.folder.name,
+        }
+
+    def load_state_dict(self, state: dict[str, int | str]) -> None:
+        """Go on where another stream stood.
+
+        Raises:
+            UserError: when that stream had another seed, window length or text: its position means nothing here.
+        """
+        mine = self.state_dict()
+        for name in ("seed", "seq_len", "corpus"):
+            if state[name] != mine[name]:
+                raise UserError(
+                    f"expected the data of the saved run ({name} = {state[name]}), got {name} = {mine[name]}; "
+                    "use the same text and settings, or start a new run"
+                )
+        self._number, self._position = int(state["epoch"]), int(state["position"])
+        self._epoch = self._make_epoch(self._number)
+
+    def _make_epoch(self, number: int) -> _Epoch:
+        seed = blake2b(f"{self._seed}/{number}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(seed, "big") >> 1)
         # A window has one token more than its inputs; offsets stay small enough to leave at least one window.
         spare_D = torch.tensor([len(tokens) - 1 - self._seq_len for tokens in self._tokens])
         limit_D = spare_D.clamp(0, self._seq_len - 1) + 1
@@ -77,11 +124,25 @@ class TokenStream(EpochStream[Batch]):
         order_N = torch.randperm(int(windows_D.sum()), generator=generator)
         domain_N = torch.arange(len(self._tokens)).repeat_interleave(windows_D)[order_N]
         first_D = windows_D.cumsum(0) - windows_D
-        return torch.stack([domain_N, offset_D[domain_N] + (order_N - first_D[domain_N]) * self._seq_len], dim=1)
+        return _Epoch(domain_N, offset_D[domain_N] + (order_N - first_D[domain_N]) * self._seq_len)
 
-    def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:  # noqa: ARG002  # windows need no noise
-        """The windows themselves."""
-        return _batch(self._tokens, rows[:, 0], rows[:, 1], self._seq_len)
+    def _skip(self, windows: int) -> None:
+        self._position += windows
+        while self._position >= len(self._epoch.start_N):
+            self._position -= len(self._epoch.start_N)
+            self._number += 1
+            self._epoch = self._make_epoch(self._number)
+
+    def _take(self, windows: int) -> list[tuple[Tensor, Tensor]]:
+        """The next windows' domains and starts, in one piece per epoch they come from."""
+        pieces = []
+        while windows:
+            here = slice(self._position, self._position + windows)
+            domain_B, start_B = self._epoch.domain_N[here], self._epoch.start_N[here]
+            pieces.append((domain_B, start_B))
+            windows -= len(start_B)
+            self._skip(len(start_B))
+        return pieces
 
 
 def validation_batches(
