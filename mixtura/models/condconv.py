@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812  # torch's own customary name
 from mixtura.errors import UserError
 from mixtura.experts import ModuleExperts
 from mixtura.layer import MoE
+from mixtura.models.patches import check_images
 from mixtura.routers.topk import TopK
 
 Kind = Literal["mixed", "routed", "dense"]
@@ -214,9 +215,7 @@ class CondConvNet(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """What the last layer sees of each image: (B, C, H, H) -> (B, D)."""
         c = self.config
-        expected = (c.channels, c.image_size, c.image_size)
-        if images.shape[1:] != expected:
-            raise UserError(f"expected images of shape (B, {', '.join(map(str, expected))}), got {tuple(images.shape)}")
+        check_images(images, channels=c.channels, size=c.image_size)
         x = F.relu(self.norms[0](self.stem(images)))
         for convolution, norm in zip(self.convolutions, self.norms[1:], strict=True):
             x = F.relu(norm(convolution(F.max_pool2d(x, 2))))

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from mixtura.config import MoEConfig
 from mixtura.dispatch import Capacity
 from mixtura.errors import UserError
-from mixtura.models.blocks import Block, BlocksConfig, loss_coefficients, reset_parts, run_block
+from mixtura.models.blocks import Block, loss_coefficients, reset_parts, run_block
 from mixtura.models.fused import RMSNorm
+from mixtura.models.patches import PatchesConfig, check_images, patches_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig(BlocksConfig):
+class ViTConfig(PatchesConfig):
     """Sizes of a ViT and of its mixtures; the defaults of these are those of V-MoE.
 
     `router="soft"` with `k` = `num_experts` is Soft MoE; `router="expert_choice"` lets experts choose patches. Both
@@ -27,7 +28,7 @@ class ViTConfig(BlocksConfig):
     Source: Dosovitskiy et al. 2020 (ViT); Riquelme et al. 2021 (V-MoE), section 2; Puigcerver et al. 2023 (Soft MoE).
 
     Raises:
-        UserError: patches that do not divide the image, fewer than two classes, and what `BlocksConfig` refuses.
+        UserError: fewer than two classes, a negative number, and what `PatchesConfig` refuses.
 
     Example:
         >>> config = ViTConfig(layers=6, moe_last=2)
@@ -35,14 +36,6 @@ class ViTConfig(BlocksConfig):
         ([3, 5], 49)
     """
 
-    image_size: int = 28
-    """Height and width of the images, in pixels; `mixtura train` takes it from the data."""
-    patch_size: int = 4
-    """Height and width of a patch, in pixels; it divides the image's."""
-    channels: int = 1
-    """1: grey, 3: colours; `mixtura train` takes it from the data."""
-    num_classes: int = 10
-    """Classes; `mixtura train` takes it from the data."""
     dim: int = 48
     """D, model width."""
     layers: int = 4
@@ -76,23 +69,11 @@ class ViTConfig(BlocksConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("image_size", "patch_size", "channels"):
-            if getattr(self, name) < 1:
-                raise UserError(f"expected {name} of at least 1, got {getattr(self, name)}")
         for name in ("moe_last", "expert_hidden"):
             if getattr(self, name) < 0:
                 raise UserError(f"expected {name} of at least 0, got {getattr(self, name)}")
         if self.num_classes < 2:
             raise UserError(f"expected num_classes of at least 2, got {self.num_classes}")
-        if self.image_size % self.patch_size:
-            raise UserError(
-                f"expected patch_size that divides image_size={self.image_size}, got patch_size={self.patch_size}"
-            )
-
-    @property
-    def patches(self) -> int:
-        """L, patches of an image."""
-        return (self.image_size // self.patch_size) ** 2
 
     def is_moe(self, block: int) -> bool:
         """Whether block number `block`, from 0, holds a mixture."""
@@ -159,24 +140,10 @@ class ViT(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """What the last layer sees of each image: (B, C, H, H) -> (B, D)."""
         c = self.config
-        expected = (c.channels, c.image_size, c.image_size)
-        if images.shape[1:] != expected:
-            raise UserError(f"expected images of shape (B, {', '.join(map(str, expected))}), got {tuple(images.shape)}")
+        check_images(images, channels=c.channels, size=c.image_size)
         x_BLD = self.embedding(patches_of(images, c.patch_size)) + self.position
         place_BL = torch.arange(c.patches, device=images.device).expand(images.shape[0], -1)
         for number, block in enumerate(self.blocks):
             x_BLD = run_block(block, number, x_BLD, recompute_interval=self.recompute_interval, context=place_BL)
         mean_BD: Tensor = self.norm(x_BLD).mean(1)
         return mean_BD
-
-
-def patches_of(images: Tensor, size: int) -> Tensor:
-    """Cut images into patches, row by row: (B, C, H, W) -> (B, L, C * size * size).
-
-    Example:
-        >>> patches_of(torch.arange(16.0).view(1, 1, 4, 4), 2)[0, 1].tolist()
-        [2.0, 3.0, 6.0, 7.0]
-    """
-    B, C, H, W = images.shape
-    cut = images.reshape(B, C, H // size, size, W // size, size)
-    return cut.permute(0, 2, 4, 1, 3, 5).reshape(B, (H // size) * (W // size), C * size * size)

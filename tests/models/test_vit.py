@@ -9,7 +9,8 @@ from torch import nn
 import mixtura as mx
 from mixtura import Capacity, UserError
 from mixtura.models.count import count_parameters
-from mixtura.models.vit import ViT, ViTConfig, patches_of
+from mixtura.models.patches import patches_of
+from mixtura.models.vit import ViT, ViTConfig
 
 TINY = ViTConfig(image_size=8, patch_size=2, dim=12, layers=2, heads=2, hidden=16, expert_hidden=8, num_experts=4)
 NO_NEED = {"capacity_factor": None, "losses": {}}
@@ -33,16 +34,6 @@ def make_model(**options) -> ViT:
 
 def images(count: int = 3) -> torch.Tensor:
     return torch.randn(count, 1, 8, 8)
-
-
-def test_patches_are_cut_row_by_row():
-    image = torch.arange(2 * 3 * 4 * 6).view(2, 3, 4, 6)
-    cut = patches_of(image, 2)
-    assert cut.shape == (2, 6, 12)
-    for number in range(6):
-        row, column = divmod(number, 3)
-        expected = image[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
-        assert torch.equal(cut[:, number], expected.flatten(1))
 
 
 @pytest.mark.parametrize(
@@ -153,9 +144,7 @@ def test_it_learns_which_corner_is_bright():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"patch_size": 3}, "expected patch_size that divides image_size=8, got patch_size=3"),
         ({"num_classes": 1}, "expected num_classes of at least 2, got 1"),
-        ({"channels": 0}, "expected channels of at least 1, got 0"),
         ({"moe_last": -1}, "expected moe_last of at least 0, got -1"),
         ({"heads": 5}, "expected heads that divide dim=12, got heads=5"),
     ],

@@ -1,0 +1,46 @@
+"""The figures of docs/vision.md, from the committed result; `benchmarks.readme` puts them there."""
+
+from collections.abc import Callable
+
+from benchmarks.common import load, measured_on, table
+
+NAMES = {
+    "vit": "ViT with mixtures",
+    "vit-dense": "its dense twin",
+    "condconv": "convolutions, a kernel mixed per image",
+    "conv-routed": "convolutions, an expert chosen per image",
+    "conv-dense": "their dense twin",
+}
+
+
+def vision_models() -> str:
+    """Every model on Fashion-MNIST."""
+    r = load("vision")
+    rows = [
+        [
+            NAMES[name],
+            f"{row['accuracy']:.2%}",
+            f"{row['total']:,}",
+            f"{row['active']:,}",
+            f"{row['steps']:,}",
+            f"{row['processor seconds']:.0f}",
+            f"{row['runs']}",
+        ]
+        for name, row in r["models"].items()
+    ]
+    header = ["", "accuracy", "parameters", "active", "steps", "processor seconds", "runs"]
+    return f"{table(header, rows)}\nMeans over the runs. {measured_on(r)}\n"
+
+
+def vision_capacity() -> str:
+    """Accuracy at each capacity in evaluation, by the order in which patches are served."""
+    r = load("vision")["capacity"]
+    rows = [[name, *(f"{value:.2%}" for value in values)] for name, values in r["accuracy"].items()]
+    figures = table(["capacity C", *(f"{c:g}" for c in r["C"])], rows)
+    order, priority = r["accuracy"]["token order"], r["accuracy"]["batch priority"]
+    above = sum(a >= b for a, b in zip(priority, order, strict=True))
+    sentence = f"Batch priority is at or above token order at {above} of {len(order)} capacities."
+    return f"{figures}\n{sentence} {r['images routed together']} images are routed together.\n"
+
+
+VISION: dict[str, Callable[[], str]] = {"vision_models": vision_models, "vision_capacity": vision_capacity}
