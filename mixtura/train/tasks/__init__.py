@@ -1,4 +1,13 @@
-"""Kinds of training, each a configuration and a task: `CONFIGS` finds them by name."""
+"""Kinds of training, each a configuration and a task: `CONFIGS` finds them by name.
+
+A new kind is one module with two classes, one line in `CONFIGS`, and recipes that return its configuration:
+
+* a `TrainConfig` with its own `model` and `data`, `build_model()` and `prepare()`, which reads the data;
+* a `Task` with the data: stream, loss, evaluation, and what the report shows (`panels`, `domains` and `layers` of
+  observations.json). `mixtura.train.data.shuffle.ShuffledStream` is a stream that stops and goes on anywhere.
+
+The loop, checkpoints, resuming, processes, reports and the command line then serve it unchanged.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
