@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 import mixtura as mx
 from benchmarks.common import save
-from mixtura.models.blocks import loss_coefficients
 from mixtura.models.condconv import CondConvConfig, CondConvNet
 from mixtura.models.count import count_parameters
 from mixtura.models.dit import DiT, DiTConfig, flow_loss, frechet_distance, sample
@@ -26,7 +25,7 @@ from mixtura.train.data.images import ImageConfig, Images, ImageSet, read_images
 
 RUNS = Path("runs/generation")
 PICTURES = Path("docs/images")
-DIT = DiTConfig(image_size=8, patch_size=2, losses=loss_coefficients(load_balance=1e-2, z=1e-3))
+DIT = DiTConfig(image_size=8, patch_size=2)
 MODELS = {"dit": DIT, "dit-dense": replace(DIT, num_experts=0)}
 BATCH = 64
 LEVELS = 5

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mixtura.train.tasks.patches import coloured, expert_of_patch, png
 from torch import nn
 
 import mixtura as mx
@@ -27,6 +26,7 @@ from mixtura.models.count import count_parameters
 from mixtura.models.vit import ViT, ViTConfig
 from mixtura.train.data.image_stream import ImageStream, in_order, scaled
 from mixtura.train.data.images import ImageConfig, Images, ImageSet, read_images
+from mixtura.train.tasks.patches import coloured, expert_of_patch, png
 
 RUNS = Path("runs/vision")
 PICTURES = Path("docs/images")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from mixtura.errors import UserError
 from mixtura.models.gpt import GPTConfig
+from mixtura.train import image_recipes
 from mixtura.train.config import TrainConfig
 from mixtura.train.data.config import DataConfig
 from mixtura.train.tasks.language import LanguageConfig
@@ -57,7 +58,16 @@ def lm_tiny_dense() -> LanguageConfig:
     return replace(base, recipe="lm-tiny-dense", model=replace(base.model, num_experts=0))
 
 
-RECIPES: dict[str, Recipe] = {"lm-tiny": lm_tiny, "lm-tiny-dense": lm_tiny_dense}
+RECIPES: dict[str, Recipe] = {
+    "lm-tiny": lm_tiny,
+    "lm-tiny-dense": lm_tiny_dense,
+    "vit-tiny": image_recipes.vit_tiny,
+    "vit-tiny-dense": image_recipes.vit_tiny_dense,
+    "vit-fashion": image_recipes.vit_fashion,
+    "vit-fashion-dense": image_recipes.vit_fashion_dense,
+    "dit-tiny": image_recipes.dit_tiny,
+    "dit-tiny-dense": image_recipes.dit_tiny_dense,
+}
 
 
 def get_recipe(name: str) -> TrainConfig:

@@ -26,8 +26,20 @@ def _language() -> "type[TrainConfig]":
     return LanguageConfig
 
 
+def _vision() -> "type[TrainConfig]":
+    from mixtura.train.tasks.vision import VisionConfig
+
+    return VisionConfig
+
+
+def _generation() -> "type[TrainConfig]":
+    from mixtura.train.tasks.generation import GenerationConfig
+
+    return GenerationConfig
+
+
 # Each is imported only when a run needs it.
-CONFIGS: "Configs" = {"language": _language}
+CONFIGS: "Configs" = {"language": _language, "vision": _vision, "generation": _generation}
 
 
 def find_config(task: str) -> "type[TrainConfig]":

@@ -1,0 +1,101 @@
+"""Recipes on images: telling them apart, and drawing them; `mixtura.train.recipes` lists them with all others."""
+
+from dataclasses import replace
+
+from mixtura.models.dit import DiTConfig
+from mixtura.models.vit import ViTConfig
+from mixtura.train.data.images import ImageConfig
+from mixtura.train.optim import OptimConfig
+from mixtura.train.tasks.generation import GenerationConfig
+from mixtura.train.tasks.vision import VisionConfig
+
+
+def vit_tiny() -> VisionConfig:
+    """A small Vision Transformer with V-MoE's routing on the digits of scikit-learn: 8 experts, 2 chosen.
+
+    Cost: COST
+
+    Example:
+        >>> vit_tiny().model.num_experts
+        8
+    """
+    return VisionConfig(
+        recipe="vit-tiny",
+        model=ViTConfig(image_size=0, patch_size=2),
+        data=ImageConfig(batch_size=64, crop=1),
+        optim=OptimConfig(lr=1.5e-3),
+        steps=600,
+        eval_interval=100,
+        checkpoint_interval=300,
+    )
+
+
+def vit_tiny_dense() -> VisionConfig:
+    """The dense twin of vit-tiny: equal active parameters, no experts.
+
+    Example:
+        >>> vit_tiny_dense().model.num_experts
+        0
+    """
+    base = vit_tiny()
+    return replace(base, recipe="vit-tiny-dense", model=replace(base.model, num_experts=0))
+
+
+def vit_fashion() -> VisionConfig:
+    """The same on Fashion-MNIST, which the Debian package dataset-fashion-mnist brings; patches of 4 x 4 pixels.
+
+    Example:
+        >>> vit_fashion().data.path
+        'fashion-mnist'
+    """
+    return VisionConfig(
+        recipe="vit-fashion",
+        model=ViTConfig(image_size=0, patch_size=4),
+        data=ImageConfig(path="fashion-mnist", batch_size=64, crop=2, flip=True),
+        optim=OptimConfig(lr=1.5e-3),
+        steps=5626,
+        eval_interval=703,
+        checkpoint_interval=703,
+    )
+
+
+def vit_fashion_dense() -> VisionConfig:
+    """The dense twin of vit-fashion: equal active parameters, no experts.
+
+    Example:
+        >>> vit_fashion_dense().model.num_experts
+        0
+    """
+    base = vit_fashion()
+    return replace(base, recipe="vit-fashion-dense", model=replace(base.model, num_experts=0))
+
+
+def dit_tiny() -> GenerationConfig:
+    """A small Transformer that draws the digits of scikit-learn by flow matching: 8 experts, one chosen.
+
+    Cost: COST
+
+    Example:
+        >>> dit_tiny().model.num_experts
+        8
+    """
+    return GenerationConfig(
+        recipe="dit-tiny",
+        model=DiTConfig(image_size=0, patch_size=2),
+        data=ImageConfig(batch_size=64, crop=0),
+        optim=OptimConfig(lr=1.5e-3),
+        steps=2000,
+        eval_interval=250,
+        checkpoint_interval=500,
+    )
+
+
+def dit_tiny_dense() -> GenerationConfig:
+    """The dense twin of dit-tiny: equal active parameters, no experts.
+
+    Example:
+        >>> dit_tiny_dense().model.num_experts
+        0
+    """
+    base = dit_tiny()
+    return replace(base, recipe="dit-tiny-dense", model=replace(base.model, num_experts=0))
