@@ -14,11 +14,10 @@ from mixtura.observe.panels import picture
 from mixtura.train.config import TrainConfig
 from mixtura.train.data.image_stream import ImageBatch, in_order
 from mixtura.train.data.images import ImageConfig, Images, read_images
-from mixtura.train.device import autocast
 from mixtura.train.observations import counts_by_group
 from mixtura.train.tasks.image_task import ImageTask, check_sizes, fitted, sizes_to_try
 from mixtura.train.tasks.patches import grid, png
-from mixtura.train.tasks.task import Evaluation, Outcome, Say, Units, device_of
+from mixtura.train.tasks.task import Evaluation, Outcome, Say, Units, autocast, device_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -206,6 +206,7 @@ class TestFolder:
     def test_without_pillow_the_extra_is_named(self, tmp_path, monkeypatch):
         folder = write_folder(tmp_path / "pets")
         monkeypatch.delitem(sys.modules, "mixtura.train.data.pictures", raising=False)
+        monkeypatch.delattr("mixtura.train.data.pictures", raising=False)
         monkeypatch.setitem(sys.modules, "PIL", None)
         refused(ImageConfig(path=str(folder)), r"needs Pillow; run: pip install 'mixtura\[vision\]'")
 
