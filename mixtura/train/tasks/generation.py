@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from mixtura.errors import UserError
 from mixtura.models.dit import DiT, DiTConfig, flow_loss, sample
 from mixtura.observe.panels import picture
+from mixtura.observe.record import counts_by_group
 from mixtura.train.config import TrainConfig
 from mixtura.train.data.image_stream import ImageBatch, in_order
 from mixtura.train.data.images import ImageConfig, Images, read_images
-from mixtura.train.observations import counts_by_group
 from mixtura.train.tasks.image_task import ImageTask, check_sizes, fitted, sizes_to_try
 from mixtura.train.tasks.patches import grid, png
 from mixtura.train.tasks.task import Evaluation, Outcome, Say, Units, autocast, device_of
