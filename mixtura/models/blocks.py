@@ -52,6 +52,8 @@ class BlocksConfig:
     """H, attention heads; they divide the width."""
     hidden: int = 128
     """F, hidden width of a dense feed-forward block and of each expert."""
+    expert_hidden: int = 0
+    """Hidden width of each expert where it differs; 0: as hidden."""
     dropout: float = 0.0
     """In training, the share of each expert's hidden units set to 0; fine-tuning takes more than pre-training."""
     activation: str = "gelu"
@@ -79,6 +81,8 @@ class BlocksConfig:
         for name in ("dim", "layers", "heads", "hidden", "moe_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if self.expert_hidden < 0:
+            raise UserError(f"expected expert_hidden of at least 0, got {self.expert_hidden}")
         if self.num_experts < 0:
             raise UserError(f"expected num_experts of at least 0 (0: dense), got {self.num_experts}")
         if self.dim % self.heads:
@@ -92,7 +96,7 @@ class BlocksConfig:
         """The recipe of each mixture."""
         return MoEConfig(
             dim=self.dim,
-            hidden=self.hidden,
+            hidden=self.expert_hidden or self.hidden,
             num_experts=self.num_experts,
             k=self.k,
             router=self.router,

@@ -49,7 +49,7 @@ class ViTConfig(PatchesConfig):
     k: int = 2
     """K, experts per patch."""
     expert_hidden: int = 48
-    """Hidden width of each expert; 0: that of the dense blocks. hidden / k gives as many active parameters as these."""
+    """Hidden width of each expert; hidden / k gives as many active parameters as dense blocks have; 0: as hidden."""
     moe_every: int = 2
     """Every n-th block is a mixture, counted so that the last of each n is one; the others are dense."""
     moe_last: int = 0
@@ -69,9 +69,8 @@ class ViTConfig(PatchesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("moe_last", "expert_hidden"):
-            if getattr(self, name) < 0:
-                raise UserError(f"expected {name} of at least 0, got {getattr(self, name)}")
+        if self.moe_last < 0:
+            raise UserError(f"expected moe_last of at least 0, got {self.moe_last}")
         if self.num_classes < 2:
             raise UserError(f"expected num_classes of at least 2, got {self.num_classes}")
 
@@ -85,11 +84,7 @@ class ViTConfig(PatchesConfig):
     def moe(self) -> MoEConfig:
         """The recipe of each mixture."""
         base = super().moe()
-        return replace(
-            base,
-            hidden=self.expert_hidden or self.hidden,
-            eval_capacity=Capacity(factor=self.eval_capacity_factor),
-        )
+        return replace(base, eval_capacity=Capacity(factor=self.eval_capacity_factor))
 
 
 class ViT(nn.Module):

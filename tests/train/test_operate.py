@@ -72,7 +72,7 @@ def test_the_command_trains_at_once(dense, capsys):
 def test_groups_of_units_come_from_the_runs_own_text(dense):
     folder = upcycle_run(dense, Next(name="clustered"), num_experts=4, k=4, init="cluster")
     torch.testing.assert_close(model_of(folder)(IDS), model_of(dense)(IDS), rtol=0, atol=2e-3)
-    assert Run(folder).read_config().model.hidden == 4
+    assert Run(folder).read_config().model.expert_hidden == 4
 
 
 @pytest.mark.parametrize("by", ["reap", "router_norm"])
