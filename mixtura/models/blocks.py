@@ -116,15 +116,21 @@ class BlocksConfig:
         return MLP(dim=self.dim, hidden=self.hidden, activation=self.activation)
 
 
-def feed(feed_forward: nn.Module, x_BLD: Tensor, *, context: Tensor) -> Tensor:
-    """Run a mixture or a dense MLP; the context is for routers that need one: (B, L, D) -> (B, L, D).
+def feed(feed_forward: nn.Module, x_BLD: Tensor, *, context: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+    """Run a mixture or a dense MLP: (B, L, D) -> (B, L, D).
+
+    Args:
+        feed_forward: either.
+        x_BLD: the tokens.
+        context: for routers that need one.
+        mask_BL: False for padding, which a mixture routes nowhere; None: there is none.
 
     Example:
         >>> mlp = BlocksConfig(dim=4, heads=1, num_experts=0).feed_forward(0)
         >>> feed(mlp, torch.zeros(1, 2, 4), context=torch.zeros(1, 2)).shape
         torch.Size([1, 2, 4])
     """
-    known = {"context": context} if isinstance(feed_forward, MoE) else {}
+    known = {"context": context, "mask": mask_BL} if isinstance(feed_forward, MoE) else {}
     y_BLD: Tensor = feed_forward(x_BLD, **known)
     return y_BLD
 
@@ -177,11 +183,12 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
+    def forward(self, x_BLD: Tensor, *, mask_BL: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D); no token attends to one whose mask is False."""
         B, L, D = x_BLD.shape
         q, k, v = self.qkv(x_BLD).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        y_BHLd = F.scaled_dot_product_attention(q, k, v)
+        keys = None if mask_BL is None else mask_BL[:, None, None, :]
+        y_BHLd = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
         mixed: Tensor = self.out(y_BHLd.transpose(1, 2).reshape(B, L, D))
         return mixed
 
@@ -205,7 +212,7 @@ class Block(nn.Module):
         self.feed_forward_norm = RMSNorm(config.dim)
         self.feed_forward = config.feed_forward(number)
 
-    def forward(self, x_BLD: Tensor, *, context: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D); the context, (B, L), is for routers that need one."""
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD))
-        return x_BLD + feed(self.feed_forward, self.feed_forward_norm(x_BLD), context=context)
+    def forward(self, x_BLD: Tensor, *, context: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D); the context, (B, L), is for routers that need one, the mask is False for padding."""
+        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), mask_BL=mask_BL)
+        return x_BLD + feed(self.feed_forward, self.feed_forward_norm(x_BLD), context=context, mask_BL=mask_BL)

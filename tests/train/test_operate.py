@@ -55,6 +55,13 @@ def test_an_upcycled_run_computes_what_the_dense_one_did_and_trains_on(dense, in
     assert held_out(folder)["mean"] < losses["mean"]
 
 
+def test_slices_may_stand_beside_whole_dense_blocks(dense):
+    folder = upcycle_run(dense, Next(name="slices"), num_experts=4, k=4, init="split", every=2)
+    torch.testing.assert_close(model_of(folder)(IDS), model_of(dense)(IDS), rtol=0, atol=1e-4)
+    sizes = Run(folder).read_config().model
+    assert sizes.expert_hidden < sizes.hidden == model_of(dense).config.hidden
+
+
 @pytest.mark.filterwarnings("ignore:the weights of Switch add up")
 def test_the_command_trains_at_once(dense, capsys):
     arguments = ["upcycle", str(dense), "--num-experts", "2", "--k", "1", "--router", "switch", "--every", "2"]
@@ -101,7 +108,6 @@ def test_pruning_from_the_command_line(run, capsys):
     [
         (lambda dense, run: upcycle_run(run, Next(name="x")), "expected a dense run, got .* with 4 experts"),
         (lambda dense, run: prune_run(dense, Next(name="x")), "a model with mixtures of GroupedMLP experts"),
-        (lambda dense, run: upcycle_run(dense, Next(name="x"), init="split", every=2), "every=1 with init='split'"),
         (lambda dense, run: upcycle_run(dense, Next(name="x", checkpoint="7")), "--checkpoint to be one of"),
         (lambda dense, run: Next(name="x", steps=-1), "steps and lr of at least 0, got steps=-1"),
     ],

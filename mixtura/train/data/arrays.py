@@ -101,3 +101,30 @@ def load(path: Path) -> TokenArray:
         raise ValueError(f"{path}: expected one row of token ids, got shape {array.shape} of {array.dtype}")
     # A plain view: indexing a memmap costs several microseconds more than indexing an array.
     return array.view(np.ndarray)
+
+
+def pieces(tokens: Sequence[TokenArray], rows: Sequence[tuple[int, int, int]]) -> IdArray:
+    """The ids of pieces, each (row of `tokens`, first, number of ids), one after another.
+
+    Example:
+        >>> pieces([np.arange(9, dtype="uint16")], [(0, 1, 2), (0, 7, 1)]).tolist()
+        [1, 2, 7]
+    """
+    return np.concatenate([tokens[row][start : start + length] for row, start, length in rows]).astype(np.int64)
+
+
+def chunk_places(ids: TokenArray, *, end_id: int, length: int) -> IdArray:
+    """First id and number of ids of every chunk of at most `length`, none over the end of a document: (N, 2).
+
+    Example:
+        >>> chunk_places(np.array([5, 6, 7, 0, 8, 0], dtype="uint16"), end_id=0, length=2).tolist()
+        [[0, 2], [2, 1], [4, 1]]
+    """
+    end_D = np.flatnonzero(ids == end_id)
+    start_D = np.concatenate([[0], end_D[:-1] + 1]).astype(np.int64)
+    size_D = end_D - start_D
+    chunks_D = -(-size_D // length)
+    first_N = np.repeat(start_D, chunks_D)
+    number_N = np.arange(chunks_D.sum()) - np.repeat(chunks_D.cumsum() - chunks_D, chunks_D)
+    start_N = first_N + number_N * length
+    return np.stack([start_N, np.minimum(length, np.repeat(end_D, chunks_D) - start_N)], axis=1)

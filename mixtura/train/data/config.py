@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from mixtura.errors import UserError
 
@@ -25,6 +25,8 @@ class DataConfig:
 
     path: str = ""
     """Text to train on: a .txt, .md, .jsonl, .csv or .parquet file, a folder, or a glob. Empty: the embedded corpus."""
+    embedded: Literal["kind", "package"] = "kind"
+    """Domains of the embedded corpus: kinds of text, or the packages of the standard library."""
     text_column: str = "text"
     """The column (or JSON key) that holds a document's text in .jsonl, .csv and .parquet files."""
     domain_column: str = ""

@@ -5,10 +5,11 @@ import os
 import sysconfig
 import tokenize
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Literal
 
 from mixtura.errors import UserError
 from mixtura.train.data.formats import TABLES, TEXTS, read_rows
@@ -17,6 +18,7 @@ _TEST_FOLDERS = {"test", "tests", "idle_test"}
 # Installed packages differ between machines, encodings/ holds generated character tables, and the prose of pydoc_data/
 # is read as documents of its own.
 _OTHER_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data"}
+_PACKAGE = 12  # files of a package that is told apart
 
 
 @dataclass(frozen=True)
@@ -211,8 +213,11 @@ class _Embedded(Source):
     """A file of the Python installation, which is read by Python's own rules for its kind."""
 
 
-def embedded_sources() -> Sources:
+def embedded_sources(*, by: Literal["kind", "package"] = "kind") -> Sources:
     """Find the files of the embedded corpus.
+
+    Args:
+        by: "kind": of text, as `embedded_corpus` says. "package": the standard library alone, by its larger packages.
 
     Raises:
         UserError: when the standard library is not there as source files.
@@ -234,6 +239,8 @@ def embedded_sources() -> Sources:
             f"expected the standard library's source files in {library}, found none; "
             "train on text of your own: --data.path FILE_OR_FOLDER"
         )
+    if by == "package":
+        return _by_package(found)
     topics = library / "pydoc_data" / "topics.py"
     if topics.is_file():
         found.append(_Embedded(topics, "topics", "prose"))
@@ -243,6 +250,14 @@ def embedded_sources() -> Sources:
         if file.suffix == ".h"
     ]
     return Sources(tuple(sorted(found, key=lambda source: (source.domain, source.name))))
+
+
+def _by_package(found: Sequence[_Embedded]) -> Sources:
+    """Packages of at least a dozen files; the others would leave too few to hold out."""
+    files = [(source, Path(source.name).parts) for source in found if source.domain == "python"]
+    sizes = Counter(parts[0] for _, parts in files if len(parts) > 1)
+    kept = [_Embedded(source.file, source.name, parts[0]) for source, parts in files if sizes[parts[0]] >= _PACKAGE]
+    return Sources(tuple(sorted(kept, key=lambda source: (source.domain, source.name))))
 
 
 def _read_embedded(source: _Embedded, skipped: Counter[str]) -> Iterator[Document]:

@@ -83,7 +83,7 @@ def prepare(config: DataConfig, *, on_progress: Callable[[str], None] | None = N
     """
     say = on_progress or (lambda _: None)
     cache = Path(config.cache).expanduser()
-    sources = user_sources(config.path) if config.path else embedded_sources()
+    sources = user_sources(config.path) if config.path else embedded_sources(by=config.embedded)
     index = cache / "index" / _source_key(config, sources)
     corpus = _find(cache, index)
     if corpus is None:

@@ -16,6 +16,8 @@ RECIPES = {
     "lm-small": "language",
     "lm-finegrained": "language",
     "lm-switch": "language",
+    "classify-tiny": "classification",
+    "classify-tiny-dense": "classification",
     "vit-tiny": "images",
     "vit-tiny-dense": "images",
     "vit-fashion": "images",

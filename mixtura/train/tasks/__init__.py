@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     Configs = dict[str, Callable[[], type[TrainConfig]]]
 
 
+def _classification() -> "type[TrainConfig]":
+    from mixtura.train.tasks.classification import ClassificationConfig
+
+    return ClassificationConfig
+
+
 def _language() -> "type[TrainConfig]":
     from mixtura.train.tasks.language import LanguageConfig
 
@@ -39,7 +45,12 @@ def _generation() -> "type[TrainConfig]":
 
 
 # Each is imported only when a run needs it.
-CONFIGS: "Configs" = {"language": _language, "vision": _vision, "generation": _generation}
+CONFIGS: "Configs" = {
+    "language": _language,
+    "classification": _classification,
+    "vision": _vision,
+    "generation": _generation,
+}
 
 
 def find_config(task: str) -> "type[TrainConfig]":

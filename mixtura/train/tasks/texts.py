@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from mixtura.errors import UserError
 from mixtura.models.gpt import GPT
@@ -34,18 +35,27 @@ def _forwards(model: GPT, task: LanguageTask, domain: str) -> Iterator[object]:
     return (model(batch.inputs_BL.to(device)) for batch in task.windows(domain))
 
 
-@torch.no_grad()
 def _sample(model: GPT, corpus: Corpus, domain: str, *, windows: int = 4) -> dict[str, Any]:
-    """The start of a domain's held-out text, each window routed by itself as in training."""
+    """The start of a domain's held-out text."""
     context = model.config.context
     ids = [int(token) for token in corpus.val[domain][: context * windows]]
+    parts = [ids[start : start + context] for start in range(0, len(ids), context)]
+    return coloured(model, parts, tokenizer=corpus.tokenizer, domain=domain)
+
+
+@torch.no_grad()
+def coloured(
+    model: nn.Module, windows: Sequence[Sequence[int]], *, tokenizer: TextTokenizer, domain: str
+) -> dict[str, Any]:
+    """A text's pieces with their first-choice experts, each window routed by itself as in training."""
     experts: dict[str, list[int]] = {}
-    for start in range(0, len(ids), context):
+    for window in windows:
         with record(model) as log:
-            model(torch.tensor([ids[start : start + context]], device=device_of(model)))
+            model(torch.tensor([window], device=device_of(model)))
         for name, records in log.items():
             experts.setdefault(name, []).extend(records[0].first_choice_T().tolist())
-    return {"domain": domain, "pieces": corpus.tokenizer.pieces(ids), "experts": experts}
+    ids = [token for window in windows for token in window]
+    return {"domain": domain, "pieces": tokenizer.pieces(ids), "experts": experts}
 
 
 def generated_texts(
