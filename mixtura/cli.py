@@ -20,6 +20,7 @@ Arguments = TypeVar("Arguments")
 USAGE = """usage: mixtura COMMAND [...]
 
   train [RECIPE] [--section.field VALUE ...]   train; without a recipe: lm-tiny
+  finetune RUN [--section.field VALUE ...]     train a run's best weights further, on other data perhaps
   resume RUN [--checkpoint last|best|STEP]     continue an interrupted run to the very same numbers
   eval RUN [--checkpoint best|last|STEP]       losses of a checkpoint on held-out data
   generate RUN --prompt TEXT                   write on from a prompt
@@ -199,6 +200,19 @@ def _train(arguments: Sequence[str]) -> None:
     _end(train(config))
 
 
+def _finetune(arguments: Sequence[str]) -> None:
+    from mixtura.train.loop import train
+    from mixtura.train.start import finetuned
+
+    if arguments and arguments[0] in ("-h", "--help"):
+        print("usage: mixtura finetune RUN [--section.field VALUE ...]; `mixtura finetune RUN --help` lists the fields")
+        return
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError("expected the folder of a run before all options; write: mixtura finetune RUN")
+    default = finetuned(arguments[0])
+    _end(train(parse(type(default), arguments[1:], prog=f"mixtura finetune {arguments[0]}", default=default)))
+
+
 def _resume(arguments: Sequence[str]) -> None:
     from mixtura.train.config import MeshConfig
     from mixtura.train.loop import resume
@@ -286,6 +300,7 @@ def _merge(arguments: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": _train,
+    "finetune": _finetune,
     "resume": _resume,
     "eval": _eval,
     "generate": _generate,

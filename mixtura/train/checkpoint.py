@@ -155,6 +155,22 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
         raise UserError(_unreadable(file, error)) from error
 
 
+def shapes_of(checkpoint: Path) -> dict[str, list[int]]:
+    """The shape of each tensor in a checkpoint; nothing else is read.
+
+    Raises:
+        UserError: the file is missing or cut short.
+    """
+    import safetensors
+
+    file = checkpoint / "model.safetensors"
+    try:
+        with safetensors.safe_open(str(file), framework="pt") as tensors:
+            return {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118  # no dict
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(_unreadable(file, error)) from error
+
+
 def load_state(checkpoint: Path) -> dict[str, Any]:
     """Everything but the weights: optimizer, random numbers, data position, counters.
 

@@ -108,6 +108,8 @@ class TrainConfig(ABC):
     """CPU threads; 0: as torch chooses."""
     seed: int = 0
     """Of the weights and of all noise."""
+    start: str = ""
+    """Folder of a run whose best weights this one starts from; empty: fresh ones."""
     out: str = "runs"
     """Folder of all runs."""
     name: str = ""

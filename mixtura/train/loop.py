@@ -61,6 +61,8 @@ def train(config: TrainConfig) -> Path:
         UserError: anything wrong with the configuration, the data, or the disk.
         KeyboardInterrupt: after a Ctrl-C, with a checkpoint saved.
     """
+    from mixtura.train.start import start_from  # late, as in `_train`
+
     check_start(config)
     if restarted() and config.name and list_checkpoints(known := Run(Path(config.out, config.name))):
         return resume(known.folder)
@@ -75,7 +77,9 @@ def train(config: TrainConfig) -> Path:
         task = _prepare(config, world)
         config = task.config
         torch.manual_seed(config.seed)
-        model = build_model(config).to(device)
+        model = build_model(config)
+        start_from(model, task)
+        model = model.to(device)
         count = count_parameters(model)
         if world.is_first:
             run = create_run(config, parameters=count, save=task.save, device=device)

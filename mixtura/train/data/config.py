@@ -31,6 +31,8 @@ class DataConfig:
     """The column (or JSON key) that holds a document's text in .jsonl, .csv and .parquet files."""
     domain_column: str = ""
     """The column (or JSON key) that names a document's domain. Empty: the domain comes from the file or its folder."""
+    tokenizer: str = ""
+    """A tokenizer.json to use; that of a run, to train its model further. Empty: one is learned from the text."""
     vocab_size: int = 257
     """Tokens at most: 256 bytes and the end of a document, and beyond 257 byte-pair merges learned from the text."""
     seq_len: int = 128

@@ -203,11 +203,7 @@ def _build(
     splits = split_documents(
         documents, val_fraction=config.val_fraction, max_bytes=config.max_mb * 1e6, seed=config.seed
     )
-    if config.vocab_size > config.MIN_VOCAB:
-        say(f"learning {config.vocab_size} tokens")
-    tokenizer = TextTokenizer.train(_sample(splits, config.vocab_size), vocab_size=config.vocab_size)
-    if tokenizer.vocab_size < config.vocab_size:
-        say(f"the text is too short for {config.vocab_size} tokens: learned {tokenizer.vocab_size}")
+    tokenizer = _tokenizer(config, splits, say)
     with new_folder(folder, what="the tokens", is_whole=_is_whole) as temporary:
         tokenizer.save(temporary / "tokenizer.json")
         rows = []
@@ -216,6 +212,18 @@ def _build(
             rows.append(_encode(tokenizer, domain, split, temporary, i))
         meta = {"version": _VERSION, "report": report, "rows": [row._asdict() for row in rows]}
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+def _tokenizer(config: DataConfig, splits: Mapping[str, Split], say: Callable[[str], None]) -> TextTokenizer:
+    """The given one, or one that is learned from the training text."""
+    if config.tokenizer:
+        return TextTokenizer.load(config.tokenizer)
+    if config.vocab_size > config.MIN_VOCAB:
+        say(f"learning {config.vocab_size} tokens")
+    tokenizer = TextTokenizer.train(_sample(splits, config.vocab_size), vocab_size=config.vocab_size)
+    if tokenizer.vocab_size < config.vocab_size:
+        say(f"the text is too short for {config.vocab_size} tokens: learned {tokenizer.vocab_size}")
+    return tokenizer
 
 
 def _sample(splits: Mapping[str, Split], vocab_size: int) -> list[str]:
@@ -282,7 +290,11 @@ def _fingerprint(config: DataConfig, documents: Sequence[Document]) -> str:
 def _token_settings(config: DataConfig) -> bytes:
     """Every setting that the tokens depend on, and not where the text lies or how it is cut into windows."""
     names = ("text_column", "domain_column", "vocab_size", "val_fraction", "max_mb", "seed")
-    return json.dumps([_VERSION, *(getattr(config, name) for name in names)]).encode()
+    settings = [_VERSION, *(getattr(config, name) for name in names)]
+    if config.tokenizer:
+        TextTokenizer.load(config.tokenizer)  # refuses what is none
+        settings.append(blake2b(Path(config.tokenizer).read_bytes(), digest_size=16).hexdigest())
+    return json.dumps(settings).encode()
 
 
 def _check_lengths(corpus: Corpus, config: DataConfig) -> None:
