@@ -32,7 +32,7 @@ RUNS = Path("runs/vision")
 PICTURES = Path("docs/images")
 CAPACITIES = (1.0, 0.5, 0.3, 0.2, 0.15, 0.1)
 BATCH = 64
-CURVE_IMAGES = 4000  # the first held-out ones
+CURVE_IMAGES = 2000  # the first held-out ones
 GROUP = 8  # images that are routed together, as V-MoE has it
 VIT = ViTConfig()
 CONV = CondConvConfig(width=8)
