@@ -91,7 +91,8 @@ class DiTBlock(nn.Module):
         shift, scale, gate, shift_2, scale_2, gate_2 = self.modulation(F.silu(condition)).unsqueeze(1).chunk(6, dim=-1)
         x_BLD = x_BLD + gate * self.attention(self.attention_norm(x_BLD) * (1 + scale) + shift)
         y_BLD = self.feed_forward_norm(x_BLD) * (1 + scale_2) + shift_2
-        return x_BLD + gate_2 * feed(self.feed_forward, y_BLD, context=context)
+        mixed_BLD: Tensor = x_BLD + gate_2 * feed(self.feed_forward, y_BLD, context=context)
+        return mixed_BLD
 
 
 class DiT(nn.Module):
@@ -173,7 +174,7 @@ def flow_loss(model: nn.Module, images: Tensor, label_B: Tensor, *, time_B: Tens
         [1.0, 1.0]
     """
     t = time_B.view(-1, 1, 1, 1)
-    velocity = model((1 - t) * noise + t * images, time_B, label_B)
+    velocity: Tensor = model((1 - t) * noise + t * images, time_B, label_B)
     return (velocity - (images - noise)).square().flatten(1).mean(1)
 
 

@@ -122,7 +122,7 @@ class Images:
         for part in (self.train, self.val):
             for values in (part.images, part.labels):
                 key.update(str(tuple(values.shape)).encode())
-                key.update(memoryview(values.contiguous().view(torch.uint8).view(-1).numpy()))
+                key.update(values.contiguous().numpy().tobytes())
         return key.hexdigest()
 
     def report(self) -> list[str]:
