@@ -40,7 +40,8 @@ def vision_capacity() -> str:
     order, priority = r["accuracy"]["token order"], r["accuracy"]["batch priority"]
     above = sum(a >= b for a, b in zip(priority, order, strict=True))
     sentence = f"Batch priority is at or above token order at {above} of {len(order)} capacities."
-    return f"{figures}\n{sentence} {r['images routed together']} images are routed together.\n"
+    about = f"The first {r['images']:,} held-out images, {r['images routed together']} routed together."
+    return f"{figures}\n{sentence} {about}\n"
 
 
 def generation() -> str:

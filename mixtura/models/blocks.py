@@ -1,11 +1,10 @@
-"""What the Transformers here share: sizes of blocks and of their mixtures, attention without a direction, running them.
+"""What the Transformers here share: sizes of blocks, mixtures and patches, attention without a direction, running.
 
 Shapes here: H heads, d = D / H the width of a head.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +21,15 @@ from mixtura.losses.parameters import PARAMETER_LOSSES
 from mixtura.models.fused import RMSNorm
 
 
-def loss_coefficients(**used: float) -> dict[str, float]:
+def loss_coefficients(used: Mapping[str, float]) -> dict[str, float]:
     """Every loss by name with its coefficient, 0 where none is given: a command line can then set each.
 
     Example:
-        >>> loss_coefficients(z=1e-3)["z"], loss_coefficients(z=1e-3)["load_balance"]
+        >>> coefficients = loss_coefficients({"z": 1e-3})
+        >>> coefficients["z"], coefficients["load_balance"]
         (0.001, 0.0)
     """
-    return dict.fromkeys((*LOSSES, *PARAMETER_LOSSES), 0.0) | used
+    return {**dict.fromkeys((*LOSSES, *PARAMETER_LOSSES), 0.0), **used}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class BlocksConfig:
     """Who is kept when an expert is full."""
     shared_hidden: int = 0
     """Hidden width of an expert that every token passes; 0: none."""
-    losses: Mapping[str, float] = field(default_factory=lambda: loss_coefficients(load_balance=1e-2, z=1e-3))
+    losses: Mapping[str, float] = field(default_factory=lambda: loss_coefficients({"load_balance": 1e-2, "z": 1e-3}))
     """Losses of each mixture and their coefficients; 0: none."""
 
     def __post_init__(self) -> None:
@@ -116,6 +116,49 @@ class BlocksConfig:
         return MLP(dim=self.dim, hidden=self.hidden, activation=self.activation)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PatchesConfig(BlocksConfig):
+    """Sizes of a Transformer over the patches of square images.
+
+    Raises:
+        UserError: patches that do not divide the image, a size below 1, and what `BlocksConfig` refuses.
+
+    Example:
+        >>> PatchesConfig(image_size=28, patch_size=4).patches
+        49
+    """
+
+    image_size: int = 28
+    """H, height and width of the images, in pixels; `mixtura train` takes it from the data. 0: not known yet."""
+    patch_size: int = 4
+    """P, height and width of a patch, in pixels; it divides the image's."""
+    channels: int = 1
+    """1: grey, 3: colours; `mixtura train` takes it from the data."""
+    num_classes: int = 10
+    """Classes; `mixtura train` takes it from the data."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("patch_size", "channels", "num_classes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if self.image_size < 0 or self.image_size % self.patch_size:
+            raise UserError(
+                f"expected patch_size that divides image_size={self.image_size}, got patch_size={self.patch_size}"
+            )
+
+    @property
+    def patches(self) -> int:
+        """L.
+
+        Raises:
+            UserError: the image size is not known.
+        """
+        if not self.image_size:
+            raise UserError("expected image_size of at least 1, got 0")
+        return (self.image_size // self.patch_size) ** 2
+
+
 def feed(feed_forward: nn.Module, x_BLD: Tensor, *, context: Tensor, mask_BL: Tensor | None = None) -> Tensor:
     """Run a mixture or a dense MLP: (B, L, D) -> (B, L, D).
 
@@ -135,19 +178,22 @@ def feed(feed_forward: nn.Module, x_BLD: Tensor, *, context: Tensor, mask_BL: Te
     return y_BLD
 
 
-def run_block(block: nn.Module, number: int, *args: Any, recompute_interval: int = 0, **kwargs: Any) -> Tensor:
+def run_block(block: Callable[[], Tensor], number: int, *, recompute_interval: int = 0) -> Tensor:
     """Run block `number`, from 0; of every `recompute_interval`-th one the backward pass makes the activations again.
 
+    Args:
+        block: with its inputs bound, by `functools.partial`.
+        number: of the block.
+        recompute_interval: 0 keeps all activations.
+
     Example:
-        >>> run_block(nn.Identity(), 0, torch.ones(1), recompute_interval=1)
+        >>> run_block(lambda: torch.ones(1), 0, recompute_interval=1)
         tensor([1.])
     """
-    recompute = recompute_interval and (number + 1) % recompute_interval == 0
-    if recompute and torch.is_grad_enabled():
-        again: Tensor = checkpoint(block, *args, use_reentrant=False, **kwargs)
+    if recompute_interval and (number + 1) % recompute_interval == 0 and torch.is_grad_enabled():
+        again: Tensor = checkpoint(block, use_reentrant=False)
         return again
-    y: Tensor = block(*args, **kwargs)
-    return y
+    return block()
 
 
 def reset_parts(model: nn.Module) -> None:

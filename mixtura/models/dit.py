@@ -5,6 +5,7 @@ Shapes here: B images, C channels, H their height and width, L patches, D model 
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own customary name
 
 from mixtura.errors import UserError
-from mixtura.models.blocks import SelfAttention, feed, reset_parts, run_block
+from mixtura.models.blocks import PatchesConfig, SelfAttention, feed, reset_parts, run_block
 from mixtura.models.fused import RMSNorm
-from mixtura.models.patches import PatchesConfig, check_images, images_of, patches_of
+from mixtura.models.patches import check_images, images_of, patches_of
 
 TIME_SCALE = 1000.0  # times from 0 to 1 are spread over as many steps as diffusion models have, for their sinusoids
 
@@ -90,7 +91,8 @@ class DiTBlock(nn.Module):
         shift, scale, gate, shift_2, scale_2, gate_2 = self.modulation(F.silu(condition)).unsqueeze(1).chunk(6, dim=-1)
         x_BLD = x_BLD + gate * self.attention(self.attention_norm(x_BLD) * (1 + scale) + shift)
         y_BLD = self.feed_forward_norm(x_BLD) * (1 + scale_2) + shift_2
-        return x_BLD + gate_2 * feed(self.feed_forward, y_BLD, context=context)
+        mixed_BLD: Tensor = x_BLD + gate_2 * feed(self.feed_forward, y_BLD, context=context)
+        return mixed_BLD
 
 
 class DiT(nn.Module):
@@ -148,8 +150,8 @@ class DiT(nn.Module):
         condition = self.time(time_features(time_B, c.dim).to(x_BLD.dtype)) + self.label(label_B)
         place_BL = torch.arange(c.patches, device=images.device).expand(images.shape[0], -1)
         for number, block in enumerate(self.blocks):
-            interval = self.recompute_interval
-            x_BLD = run_block(block, number, x_BLD, recompute_interval=interval, condition=condition, context=place_BL)
+            bound = partial(block, x_BLD, condition=condition, context=place_BL)
+            x_BLD = run_block(bound, number, recompute_interval=self.recompute_interval)
         return images_of(self.head(self.norm(x_BLD)), size=c.patch_size, channels=c.channels)
 
 
@@ -172,7 +174,7 @@ def flow_loss(model: nn.Module, images: Tensor, label_B: Tensor, *, time_B: Tens
         [1.0, 1.0]
     """
     t = time_B.view(-1, 1, 1, 1)
-    velocity = model((1 - t) * noise + t * images, time_B, label_B)
+    velocity: Tensor = model((1 - t) * noise + t * images, time_B, label_B)
     return (velocity - (images - noise)).square().flatten(1).mean(1)
 
 

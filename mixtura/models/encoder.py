@@ -4,6 +4,7 @@ Shapes here: V tokens of the vocabulary, L tokens of the longest text.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -87,8 +88,8 @@ class Encoder(nn.Module):
             raise UserError(f"expected texts of at most {self.config.context} tokens, got {length}; cut them")
         x_BLD = self.embedding(ids_BL) + self.position[:length]
         for number, block in enumerate(self.blocks):
-            known = {"context": ids_BL, "mask_BL": mask_BL}
-            x_BLD = run_block(block, number, x_BLD, recompute_interval=self.recompute_interval, **known)
+            bound = partial(block, x_BLD, context=ids_BL, mask_BL=mask_BL)
+            x_BLD = run_block(bound, number, recompute_interval=self.recompute_interval)
         x_BLD = self.norm(x_BLD)
         if mask_BL is None:
             mean_BD = x_BLD.mean(1)

@@ -5,6 +5,7 @@ Shapes here: H heads, d = D / H the width of a head, V the vocabulary.
 
 import warnings
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -221,7 +222,9 @@ class GPT(nn.Module):
         x_BLD = self.embedding(ids_BL)
         interval = 0 if cache is not None else self.recompute_interval
         for number, block in enumerate(self.blocks):
-            x_BLD = run_block(block, number, x_BLD, ids_BL, recompute_interval=interval, rotary=rotary, cache=cache)
+            x_BLD = run_block(
+                partial(block, x_BLD, ids_BL, rotary=rotary, cache=cache), number, recompute_interval=interval
+            )
         if cache is not None:
             cache.length += length
         x_BLD = self.norm(x_BLD)

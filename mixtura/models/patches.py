@@ -1,58 +1,13 @@
-"""Images as sequences of patches: the sizes of models that work on them, cutting and putting together.
+"""Images as sequences of patches: their shape, cutting, putting together.
 
 Shapes here: B images, C channels, H and W their height and width, P the side of a patch, L patches of an image.
 """
 
 import math
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from mixtura.errors import UserError
-from mixtura.models.blocks import BlocksConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchesConfig(BlocksConfig):
-    """Sizes of a Transformer over the patches of square images.
-
-    Raises:
-        UserError: patches that do not divide the image, a size below 1, and what `BlocksConfig` refuses.
-
-    Example:
-        >>> PatchesConfig(image_size=28, patch_size=4).patches
-        49
-    """
-
-    image_size: int = 28
-    """H, height and width of the images, in pixels; `mixtura train` takes it from the data. 0: not known yet."""
-    patch_size: int = 4
-    """P, height and width of a patch, in pixels; it divides the image's."""
-    channels: int = 1
-    """1: grey, 3: colours; `mixtura train` takes it from the data."""
-    num_classes: int = 10
-    """Classes; `mixtura train` takes it from the data."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("patch_size", "channels", "num_classes"):
-            if getattr(self, name) < 1:
-                raise UserError(f"expected {name} of at least 1, got {getattr(self, name)}")
-        if self.image_size < 0 or self.image_size % self.patch_size:
-            raise UserError(
-                f"expected patch_size that divides image_size={self.image_size}, got patch_size={self.patch_size}"
-            )
-
-    @property
-    def patches(self) -> int:
-        """L.
-
-        Raises:
-            UserError: the image size is not known.
-        """
-        if not self.image_size:
-            raise UserError("expected image_size of at least 1, got 0")
-        return (self.image_size // self.patch_size) ** 2
 
 
 def check_images(images: Tensor, *, channels: int, size: int) -> None:

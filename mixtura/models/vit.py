@@ -5,6 +5,7 @@ Shapes here: B images, C channels, H and W their height and width (equal), P the
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 from mixtura.config import MoEConfig
 from mixtura.dispatch import Capacity
 from mixtura.errors import UserError
-from mixtura.models.blocks import Block, loss_coefficients, reset_parts, run_block
+from mixtura.models.blocks import Block, PatchesConfig, loss_coefficients, reset_parts, run_block
 from mixtura.models.fused import RMSNorm
-from mixtura.models.patches import PatchesConfig, check_images, patches_of
+from mixtura.models.patches import check_images, patches_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class ViTConfig(PatchesConfig):
     """Rows per expert as a multiple of the even share; None: dropless."""
     eval_capacity_factor: float | None = None
     """The same in evaluation; None: dropless."""
-    losses: Mapping[str, float] = field(default_factory=lambda: loss_coefficients(importance=5e-3, load=5e-3))
+    losses: Mapping[str, float] = field(default_factory=lambda: loss_coefficients({"importance": 5e-3, "load": 5e-3}))
     """Losses of each mixture and their coefficients; 0: none."""
 
     def __post_init__(self) -> None:
@@ -139,6 +140,8 @@ class ViT(nn.Module):
         x_BLD = self.embedding(patches_of(images, c.patch_size)) + self.position
         place_BL = torch.arange(c.patches, device=images.device).expand(images.shape[0], -1)
         for number, block in enumerate(self.blocks):
-            x_BLD = run_block(block, number, x_BLD, recompute_interval=self.recompute_interval, context=place_BL)
+            x_BLD = run_block(
+                partial(block, x_BLD, context=place_BL), number, recompute_interval=self.recompute_interval
+            )
         mean_BD: Tensor = self.norm(x_BLD).mean(1)
         return mean_BD

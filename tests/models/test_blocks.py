@@ -1,12 +1,23 @@
 """What the Transformers share: which blocks are mixtures, attention against its definition, recomputation, refusals."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 import mixtura as mx
 from mixtura import UserError
-from mixtura.models.blocks import Block, BlocksConfig, SelfAttention, feed, loss_coefficients, reset_parts, run_block
+from mixtura.models.blocks import (
+    Block,
+    BlocksConfig,
+    PatchesConfig,
+    SelfAttention,
+    feed,
+    loss_coefficients,
+    reset_parts,
+    run_block,
+)
 
 
 def test_attention_is_the_softmax_over_all_places():
@@ -49,7 +60,7 @@ def test_recomputation_gives_the_same_gradient():
     calls = []
     linear.register_forward_pre_hook(lambda *_: calls.append(1))
     for interval in (0, 1, 2):
-        run_block(linear, 1, x, recompute_interval=interval).square().sum().backward()
+        run_block(partial(linear, x), 1, recompute_interval=interval).square().sum().backward()
     assert len(calls) == 5  # once, and twice for each that is made again
     gradient = linear.weight.grad.clone()
     linear.weight.grad = None
@@ -68,7 +79,7 @@ def test_reset_reaches_every_part():
 
 
 def test_losses_of_no_use_are_left_out():
-    config = BlocksConfig(losses=loss_coefficients(z=0.5))
+    config = BlocksConfig(losses=loss_coefficients({"z": 0.5}))
     assert config.moe().losses == {"z": 0.5}
 
 
@@ -84,3 +95,22 @@ def test_losses_of_no_use_are_left_out():
 def test_impossible_sizes(changed, message):
     with pytest.raises(UserError, match=message):
         BlocksConfig(**changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"patch_size": 3}, "expected patch_size that divides image_size=28, got patch_size=3"),
+        ({"patch_size": 0}, "expected patch_size of at least 1, got 0"),
+        ({"channels": 0}, "expected channels of at least 1, got 0"),
+        ({"image_size": -4}, "expected patch_size that divides image_size=-4, got patch_size=4"),
+    ],
+)
+def test_impossible_images(changed, message):
+    with pytest.raises(UserError, match=message):
+        PatchesConfig(**changed)
+
+
+def test_a_size_that_is_not_known_yet():
+    with pytest.raises(UserError, match="expected image_size of at least 1, got 0"):
+        _ = PatchesConfig(image_size=0).patches

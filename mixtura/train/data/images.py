@@ -122,7 +122,7 @@ class Images:
         for part in (self.train, self.val):
             for values in (part.images, part.labels):
                 key.update(str(tuple(values.shape)).encode())
-                key.update(memoryview(values.contiguous().view(torch.uint8).view(-1).numpy()))
+                key.update(values.contiguous().numpy().tobytes())
         return key.hexdigest()
 
     def report(self) -> list[str]:
@@ -227,8 +227,9 @@ def _check_classes(images: Images) -> None:
             raise UserError(f"{images.name}: expected images {name} of every class, got none of {without!r}; add some")
     share, label = (images.train.labels.bincount() / len(images.train)).max(0)
     if share > _ONE_CLASS:
+        name = images.classes[int(label)]
         warnings.warn(
-            f"expected classes of similar size, got {share:.0%} of the images in {images.classes[label]!r}: a model "
-            "that always says so looks good; look at the accuracy of each class",
+            f"expected classes of similar size, got {float(share):.0%} of the images in {name!r}: a model that always "
+            "says so looks good; look at the accuracy of each class",
             stacklevel=3,
         )

@@ -19,7 +19,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".
 _HELD_OUT = ("val", "valid", "validation", "test")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pictures:
     """What the folders hold, one entry of `images` and `labels` for each of them.
 
@@ -84,7 +84,7 @@ def read(parts: Sequence[Path], *, size: int, colour: bool) -> Pictures:
                 numbers.append(number)
         images.append(torch.stack(tensors))
         labels.append(torch.tensor(numbers))
-    return Pictures(tuple(images), tuple(labels), classes, tuple(sorted(skipped.items())))
+    return Pictures(images=tuple(images), labels=tuple(labels), classes=classes, skipped=tuple(sorted(skipped.items())))
 
 
 def _folders(folder: Path) -> list[Path]:

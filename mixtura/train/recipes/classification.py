@@ -27,7 +27,7 @@ def classify_tiny() -> ClassificationConfig:
             moe_every=2,
             router="switch",
             dropout=0.1,
-            losses=loss_coefficients(load_balance=3e-2, z=1e-3),
+            losses=loss_coefficients({"load_balance": 3e-2, "z": 1e-3}),
         ),
         data=DataConfig(embedded="package", vocab_size=2048, seq_len=128, batch_size=32, val_fraction=0.2),
         steps=1500,

@@ -13,8 +13,6 @@ from mixtura.train.tasks.vision import VisionConfig
 def vit_tiny() -> VisionConfig:
     """A small Vision Transformer with V-MoE's routing on the digits of scikit-learn: 8 experts, 2 chosen.
 
-    Cost: COST
-
     Example:
         >>> vit_tiny().model.num_experts
         8
@@ -72,8 +70,6 @@ def vit_fashion_dense() -> VisionConfig:
 
 def dit_tiny() -> GenerationConfig:
     """A small Transformer that draws the digits of scikit-learn by flow matching: 8 experts, one chosen.
-
-    Cost: COST
 
     Example:
         >>> dit_tiny().model.num_experts

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from mixtura.errors import UserError
-from mixtura.models.patches import PatchesConfig
+from mixtura.models.blocks import PatchesConfig
 from mixtura.train.data.image_stream import ImageBatch, ImageStream, in_order
 from mixtura.train.data.images import ImageConfig, Images
 from mixtura.train.tasks.task import Task

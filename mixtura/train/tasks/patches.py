@@ -51,7 +51,8 @@ def expert_of_patch(model: ViT, images: Tensor) -> dict[str, Tensor]:
         >>> [(name, tuple(expert_BL.shape)) for name, expert_BL in places.items()]
         [('blocks.1.feed_forward', (2, 49)), ('blocks.3.feed_forward', (2, 49))]
     """
-    names, found = layer_names(model), {}
+    names = layer_names(model)
+    found: dict[str, Tensor] = {}
 
     def listen(layer: nn.Module, _: Routing, rows: Rows) -> None:
         if layer in names and not isinstance(rows, SlotRows):

@@ -8,7 +8,6 @@ import torch
 from mixtura.cli import main
 from mixtura.models.dit import DiTConfig, flow_loss
 from mixtura.train.data.images import ImageConfig, Images, ImageSet
-from mixtura.train.recipes import get_recipe
 from mixtura.train.tasks.generation import GenerationConfig, GenerationTask, as_bytes
 from tests.train.tasks.test_vision import command
 from tests.train.tiny import rows
@@ -86,9 +85,3 @@ def test_labels_are_withheld_as_often_as_said(monkeypatch):
 
 def test_numbers_become_bytes():
     assert as_bytes(torch.tensor([-2.0, 0.0, 0.5, 3.0])).tolist() == [0, 128, 191, 255]
-
-
-def test_the_twins_differ_in_experts_alone():
-    sparse, dense = get_recipe("dit-tiny"), get_recipe("dit-tiny-dense")
-    assert (sparse.model.num_experts > 0, dense.model.num_experts) == (True, 0)
-    assert (sparse.data, sparse.steps, sparse.model.hidden) == (dense.data, dense.steps, dense.model.hidden)

@@ -7,12 +7,10 @@ import torch
 from torch.nn import functional as F  # noqa: N812  # torch's own customary name
 
 from mixtura.cli import main
-from mixtura.errors import UserError
 from mixtura.models.vit import ViTConfig
 from mixtura.train.data.images import ImageConfig, Images, ImageSet
-from mixtura.train.recipes import get_recipe
 from mixtura.train.tasks.vision import VisionConfig, VisionTask
-from tests.train.data.test_images import write_folder
+from tests.train.data.made import write_folder
 from tests.train.tiny import rows
 
 OPTIONS = {
@@ -109,10 +107,6 @@ class TestFromTheCommandLine:
 
 
 class TestTask:
-    def test_the_model_takes_its_sizes_from_the_data(self):
-        model = tiny_task().config.model
-        assert (model.image_size, model.channels, model.num_classes) == (8, 1, 2)
-
     def test_losses_and_scores_against_a_loop(self):
         task = tiny_task()
         model = task.config.build_model().eval()
@@ -137,15 +131,3 @@ class TestTask:
         assert outcome.loss.item() == pytest.approx(smooth.item())
         assert (outcome.items, float(outcome.weight)) == (3, 3.0)
         assert outcome.parts["accuracy"] == (batch.labels_B == 0).float().mean()
-
-    def test_a_class_named_mean_is_refused(self):
-        images = tiny_task().images
-        with pytest.raises(UserError, match="expected classes of any name but 'mean'"):
-            VisionTask.of(VisionConfig(), Images(name="t", classes=("a", "mean"), train=images.train, val=images.val))
-
-
-def test_the_twins_differ_in_experts_alone():
-    for name in ("vit-tiny", "vit-fashion"):
-        sparse, dense = get_recipe(name), get_recipe(f"{name}-dense")
-        assert dense.model.num_experts == 0
-        assert (sparse.data, sparse.steps, sparse.model.hidden) == (dense.data, dense.steps, dense.model.hidden)
