@@ -300,8 +300,8 @@ def _merge(arguments: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": _train,
-    "finetune": _finetune,
     "resume": _resume,
+    "finetune": _finetune,
     "eval": _eval,
     "generate": _generate,
     "report": _report,

@@ -195,7 +195,7 @@ def map_figure(rows: Sequence[str], columns: Sequence[str], values: Sequence[Num
 
     Example:
         >>> map_figure(["task a"], ["expert 0", "expert 1"], [[0.25, 0.75]], axis="expert").data[0].z[0]
-        (0.25, 0.75)
+        [0.25, 0.75]
     """
     figure = _heat_map(_height(len(rows), at_least=210, each=30))
     places = {"x": list(range(len(columns))), "y": list(range(len(rows)))}
