@@ -1,5 +1,6 @@
 """A run's model and optimizer, on one process or on a mesh: put in place, saved, restored."""
 
+import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
@@ -11,13 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from mixtura.models.gpt import GPT
-from mixtura.train.checkpoint import PARTS, find_checkpoint, load_state, load_weights, save_checkpoint
-from mixtura.train.config import TrainConfig
+from mixtura.train.checkpoint import PARTS, find_checkpoint, load_state, load_weights, save_checkpoint, step_of
+from mixtura.train.config import MeshConfig, TrainConfig
+from mixtura.train.metrics import lines_up_to
 from mixtura.train.optim import build_optimizer
 from mixtura.train.run import Run
 from mixtura.train.setup import build_model
 from mixtura.train.step import clip_here
 from mixtura.train.world import World
+
+# Steps whose loads say where experts should live.
+MEASURED = 100
 
 
 class Weights:
@@ -42,8 +47,15 @@ class Weights:
         if world.mesh is not None:
             from mixtura.parallel.shard import parallelize
 
-            payload = None if config.mesh.payload == "whole" else config.mesh.payload
-            parallelize(model, world.mesh, chunks=config.mesh.chunks, payload=payload)
+            mesh = config.mesh
+            parallelize(
+                model,
+                world.mesh,
+                chunks=mesh.chunks,
+                payload=None if mesh.payload == "whole" else mesh.payload,
+                node_size=mesh.node_size,
+                placement=world.same(_placement(checkpoint, mesh) if checkpoint and world.is_first else None),
+            )
             self._begin_to_save()
         self.optimizer = build_optimizer(model, config.optim)
         if checkpoint is None or parts is None:
@@ -98,9 +110,7 @@ class Weights:
                 self._complete, run, model, kept, parts=parts, step=step, best_step=best_step
             )
 
-    def _complete(
-        self, run: Run, model: GPT, state: dict[str, Any], *, parts: Path, step: int, best_step: int
-    ) -> None:
+    def _complete(self, run: Run, model: GPT, state: dict[str, Any], *, parts: Path, step: int, best_step: int) -> None:
         """When every process has written its part: the whole weights beside them, and all to its place."""
         from mixtura.parallel.checkpoint import read_weights
 
@@ -134,3 +144,15 @@ class Weights:
         """The model on one process with any weights; nothing is drawn from the run's random numbers."""
         with torch.random.fork_rng(devices=[]):
             return build_model(self._config)
+
+
+def _placement(checkpoint: Path, mesh: MeshConfig) -> dict[str, Any] | None:
+    """Where each mixture's experts should live, by its loads over the last steps before a checkpoint."""
+    if not mesh.place:
+        return None
+    from mixtura.parallel.balance import place_experts
+
+    run = Run(checkpoint.parents[1])
+    rows = [json.loads(line)["load"] for line in lines_up_to(run.metrics, step_of(checkpoint))[-MEASURED:]]
+    loads = {name: [sum(row[name][e] for row in rows) for e in range(len(rows[0][name]))] for name in rows[0]}
+    return {name: place_experts(load, ranks=mesh.ep, copies=mesh.copies) for name, load in loads.items()}

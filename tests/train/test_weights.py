@@ -90,8 +90,19 @@ def test_a_run_goes_on_with_another_mesh(two, alone, tmp_path, before):
     assert main(["eval", str(found), "--checkpoint", "last"]) == 0
 
 
+def test_experts_move_by_their_loads_when_a_run_goes_on(two, alone, tmp_path):
+    """The first ten steps with experts in their order, the rest where the loads put them, two of them twice."""
+    found = tmp_path / "runs" / "tiny"
+    arguments = command(tmp_path, **EVEN, mesh__ep=2, data__batch_size=4)
+    assert two.run(run, arguments, free_port(), 2) == [(0, "")] * 2
+    resumed = ["resume", str(found), "--checkpoint", "10", "--ep", "2", "--place", "True", "--copies", "2"]
+    assert two.run(run, resumed, free_port(), 2) == [(0, "")] * 2
+    close(rows(found), rows(alone / "runs" / "tiny"))
+    assert main(["eval", str(found), "--checkpoint", "last"]) == 0
+
+
 def run_until_the_writer_dies(arguments, port, world):
-    """Every process has written its part of the second checkpoint, and the run goes on, when the first one is killed."""
+    """All have written their parts of the second checkpoint, and train on, when the first process is killed."""
     save = weights.save_checkpoint
 
     def die(*given, step, **more):
