@@ -19,8 +19,8 @@ from mixtura.parallel.traffic import Road, Traffic, Trip, exchange_counts, part_
 from mixtura.routing import Rows
 
 Chunks = int | Literal["auto"]
-# Rows per chunk below which a second message costs more latency than it hides: an estimate, not measured.
-ROWS_PER_CHUNK = 2048
+# Where two chunks began to pay when packets take 5 ms (two processes, D 128; docs/parallel.md); else they did not.
+ROWS_PER_CHUNK = 4096
 
 
 class ExpertParallel(nn.Module):

@@ -44,7 +44,7 @@ class Case:
     optimizer: str = "sgd"
 
     def alone(self) -> "Case":
-        return replace(self, mesh={})
+        return replace(self, mesh={}, ddp=False)
 
 
 class Block(nn.Module):
