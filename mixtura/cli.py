@@ -56,6 +56,10 @@ class ResumeArguments:
     """As dp."""
     tp: int = 0
     """As dp."""
+    place: bool = False
+    """With ep: place the experts by the loads that the run measured."""
+    copies: int = 0
+    """With place: so many further copies of the busiest experts in each mixture."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +223,10 @@ def _resume(arguments: Sequence[str]) -> None:
 
     given = parse(ResumeArguments, arguments, prog="mixtura resume")
     axes = {name: size for name in ("dp", "fsdp", "ep", "tp") if (size := getattr(given, name))}
-    _end(resume(given.run, checkpoint=given.checkpoint, mesh=MeshConfig(**axes) if axes else None))
+    if (given.place or given.copies) and not given.ep:
+        raise UserError("expected --ep with --place and --copies, got none; give the mesh to place experts on")
+    mesh = MeshConfig(**axes, place=given.place, copies=given.copies) if axes else None
+    _end(resume(given.run, checkpoint=given.checkpoint, mesh=mesh))
 
 
 def _end(folder: Path) -> None:

@@ -5,9 +5,11 @@ of processes, another mesh or one process alone read it to the same bits.
 """
 
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -222,39 +224,68 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]
     return {"model": _translate(model_state, orders), "optimizer": _translate(optimizer_state, orders)}
 
 
-def _orders(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters whose units `TensorParallel` reordered, and their order."""
-    return {
-        f"{name}.{part}".removeprefix("."): tensor_parallel.order_F
-        for name, module in model.named_modules()
-        if isinstance(module, ExpertParallel) and isinstance(tensor_parallel := module.inner, TensorParallel)
-        for part in ("up_proj", "up_bias")
-    }
+@dataclass(frozen=True)
+class _Order:
+    """How a dimension of a parameter lies on the mesh: here[i] = plain[order[i]], and plain[i] = here[inverse[i]]."""
+
+    dim: int
+    order: Tensor
+    inverse: Tensor
 
 
-def _order_of(name: str, orders: Mapping[str, Tensor]) -> Tensor | None:
-    """The order of a parameter, or of one of its tensors in the optimizer's state."""
-    _, _, rest = name.partition("state.")
-    return orders.get(name, orders.get(rest.rpartition(".")[0]) if name.startswith("state.") else None)
-
-
-def _translate(state: Mapping[str, Any], orders: Mapping[str, Tensor], *, empty: bool = False) -> dict[str, Any]:
-    """What is written: reordered parameters whole and in their own order, all others as they are."""
-    found = dict(state)
-    for name, value in state.items():
-        order_F = _order_of(name, orders)
-        if order_F is not None and isinstance(value, DTensor):
-            whole = torch.empty(value.shape, dtype=value.dtype) if empty else value.full_tensor()
-            found[name] = whole if empty else whole[:, order_F.to(whole.device).argsort()]
+def _orders(model: nn.Module) -> dict[str, list[_Order]]:
+    """The parameters that lie in another order: units that `TensorParallel` cut, experts placed by load or copied."""
+    found: dict[str, list[_Order]] = defaultdict(list)
+    for name, module in model.named_modules():
+        if not isinstance(module, ExpertParallel):
+            continue
+        if module.slots is not None:
+            for part, _ in module.named_parameters():
+                order = _Order(0, module.slots.expert_S, module.slots.first_E)
+                found[f"{name}.{part}".removeprefix(".")].append(order)
+        if isinstance(tensor_parallel := module.inner, TensorParallel):
+            order_F = tensor_parallel.order_F
+            for part in ("up_proj", "up_bias"):
+                found[f"{name}.{part}".removeprefix(".")].append(_Order(1, order_F, order_F.argsort()))
     return found
 
 
-def _restore(state: Mapping[str, Any], like: Mapping[str, Any], orders: Mapping[str, Tensor]) -> dict[str, Any]:
+def _orders_of(name: str, orders: Mapping[str, list[_Order]]) -> list[_Order]:
+    """The orders of a parameter, or of one of its tensors in the optimizer's state."""
+    _, _, rest = name.partition("state.")
+    return orders.get(name, orders.get(rest.rpartition(".")[0], []) if name.startswith("state.") else [])
+
+
+def _translate(state: Mapping[str, Any], orders: Mapping[str, list[_Order]], *, empty: bool = False) -> dict[str, Any]:
+    """What is written: reordered parameters whole and in their own order, all others as they are."""
+    found = dict(state)
+    for name, value in state.items():
+        if isinstance(value, DTensor) and (reordered := _orders_of(name, orders)):
+            found[name] = _empty(value, reordered) if empty else _plain(value, reordered)
+    return found
+
+
+def _empty(value: DTensor, reordered: list[_Order]) -> Tensor:
+    shape = list(value.shape)
+    for order in reordered:
+        shape[order.dim] = len(order.inverse)
+    return torch.empty(shape, dtype=value.dtype)
+
+
+def _plain(value: DTensor, reordered: list[_Order]) -> Tensor:
+    whole: Tensor = value.full_tensor()
+    for order in reordered:
+        whole = whole.index_select(order.dim, order.inverse.to(whole.device))
+    return whole
+
+
+def _restore(state: Mapping[str, Any], like: Mapping[str, Any], orders: Mapping[str, list[_Order]]) -> dict[str, Any]:
     """Undo `_translate`: whole tensors become what `like` has in their place."""
     found = dict(state)
     for name, value in like.items():
         if isinstance(value, DTensor) and not isinstance(state[name], DTensor):
-            whole, order_F = state[name].to(value.device), _order_of(name, orders)
-            whole = whole if order_F is None else whole[:, order_F.to(value.device)]
+            whole = state[name].to(value.device)
+            for order in _orders_of(name, orders):
+                whole = whole.index_select(order.dim, order.order.to(whole.device))
             found[name] = distribute_tensor(whole, value.device_mesh, value.placements, src_data_rank=None)
     return found

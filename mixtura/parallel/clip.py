@@ -48,14 +48,17 @@ def total_norm(model: nn.Module) -> Tensor:
     grads: dict[tuple[ProcessGroup, ...], list[Tensor]] = defaultdict(list)
     # Module experts are different parameters on each rank, and no DTensor says so. A rank without any takes part.
     apart: dict[nn.Parameter, ProcessGroup] = {}
+    copied: dict[nn.Parameter, ExpertParallel] = {}
     for module in model.modules():
+        if isinstance(module, ExpertParallel) and module.slots is not None:
+            copied |= dict.fromkeys(module.parameters(), module)
         if isinstance(module, ExpertParallel) and module.apart:
             apart |= dict.fromkeys(module.parameters(), module.mesh.get_group())
             grads[module.mesh.get_group(),] = []
     for parameter in model.parameters():
         if parameter.grad is not None:
             elsewhere = (apart[parameter],) if parameter in apart else ()
-            grads[_cut_over(parameter.grad) + elsewhere].append(_local(parameter.grad))
+            grads[_cut_over(parameter.grad) + elsewhere].append(_once(parameter.grad, copied.get(parameter)))
     total = torch.zeros((), device=next((own[0].device for own in grads.values() if own), None))
     for groups, own in grads.items():
         square = get_total_norm(own).to(total).square()
@@ -68,6 +71,14 @@ def total_norm(model: nn.Module) -> Tensor:
 def _local(grad: Tensor) -> Tensor:
     here: Tensor = grad.to_local() if isinstance(grad, DTensor) else grad
     return here
+
+
+def _once(grad: Tensor, experts: ExpertParallel | None) -> Tensor:
+    """This rank's part of a gradient; each of n copies of an expert counts for an n-th of its square."""
+    here = _local(grad)
+    if experts is None or experts.slots is None:
+        return here
+    return here / experts.slots.copies_of(here, first=experts.first).sqrt()
 
 
 def _cut_over(grad: Tensor) -> tuple[ProcessGroup, ...]:

@@ -1,13 +1,10 @@
 """Experts spread over the ranks of a mesh: rows travel to their experts and back."""
 
-import zlib
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
@@ -16,90 +13,14 @@ from mixtura.experts import ModuleExperts
 from mixtura.hooks import outside_graph
 from mixtura.kernels.grouping import group, slots_of
 from mixtura.kernels.rows import RowIndex, gather_rows
-from mixtura.parallel.collective import Exchange, Payload, Plan, check_payload, guarded
-from mixtura.parallel.place import owned, shard_stacked
-from mixtura.ranks import ProcessGroup
+from mixtura.parallel.collective import Payload, check_payload
+from mixtura.parallel.place import Slots, owned, shard_stacked
+from mixtura.parallel.traffic import Road, Traffic, Trip, exchange_counts, part_tensor
 from mixtura.routing import Rows
 
 Chunks = int | Literal["auto"]
-# Rows per chunk below which a second message costs more latency than it hides: an estimate, not measured.
-ROWS_PER_CHUNK = 2048
-
-
-@dataclass(frozen=True, kw_only=True)
-class Traffic:
-    """Everybody's counts, known on the device and, after the one wait of a layer, on the host.
-
-    Attributes:
-        sent_Re: int64 (R, e), rows of this rank for each expert of each rank; e is the largest number of experts that
-            a rank has, and a rank with fewer has zeros.
-        received_Re: int64 (R, e), rows that come from each rank for each of this rank's experts.
-        sent: the same on the host.
-        received: the same on the host.
-        chunks: parts into which all ranks cut the batch.
-    """
-
-    sent_Re: Tensor
-    received_Re: Tensor
-    sent: list[list[int]]
-    received: list[list[int]]
-    chunks: int
-
-
-def part(count: int, number: int, parts: int) -> int:
-    """The size of one of the nearly equal parts that a count is cut into.
-
-    Example:
-        >>> [part(5, number, 2) for number in range(2)]
-        [2, 3]
-    """
-    return count * (number + 1) // parts - count * number // parts
-
-
-def exchange_counts(
-    counts_E: Tensor, *, size: int, group: ProcessGroup, layer: str, state: Hashable, chunks: int
-) -> Traffic:
-    """Tell every rank how many rows it will get: one small all-to-all and the layer's one wait for the device.
-
-    With the counts each rank sends what it is about to do (`state`, as a number), so that ranks which do different
-    things find out here, and not in a message of the wrong size.
-
-    Args:
-        counts_E: (E,), rows of each expert on this rank.
-        size: ranks in the group.
-        group: the ranks.
-        layer: a name for messages.
-        state: must be the same on all ranks.
-        chunks: into how many parts this rank would cut the batch; the smallest wish counts.
-
-    Raises:
-        UserError: the ranks are in different layers or states.
-    """
-    e = -(-counts_E.shape[0] // size)
-    wire = counts_E.new_zeros(size, e + 2)
-    flat = counts_E.new_zeros(size * e)
-    flat[: counts_E.shape[0]] = counts_E
-    wire[:, :e] = flat.view(size, e)
-    wire[:, e] = zlib.crc32(repr((layer, state)).encode())
-    wire[:, e + 1] = chunks
-    came = torch.empty_like(wire)
-    guarded(
-        lambda: dist.all_to_all_single(came, wire, group=group), group=group, doing=f"layer {layer}: exchange of counts"
-    )
-    mine, theirs = torch.stack([wire, came]).tolist()
-    ranks = dist.get_process_group_ranks(group)
-    if others := [ranks[place] for place, row in enumerate(theirs) if row[e] != mine[0][e]]:
-        raise UserError(
-            f"expected every rank in layer {layer} with {state}, but of rank {dist.get_rank()}'s group the ranks "
-            f"{others} are in another layer or have another capacity, mode or dtype; run the same model on every rank"
-        )
-    return Traffic(
-        sent_Re=wire[:, :e],
-        received_Re=came[:, :e],
-        sent=[row[:e] for row in mine],
-        received=[row[:e] for row in theirs],
-        chunks=min(row[e + 1] for row in theirs),
-    )
+# Where two chunks began to pay when packets take 5 ms (two processes, D 128; docs/parallel.md); else they did not.
+ROWS_PER_CHUNK = 4096
 
 
 class ExpertParallel(nn.Module):
@@ -116,6 +37,10 @@ class ExpertParallel(nn.Module):
     Args:
         experts: built alike on every rank; the first rank's weights count where they are stacked.
         mesh: one dimension of R <= E ranks.
+        nodes: the same ranks as (nodes, ranks on each): rows for other nodes first go to a rank of the own node that
+            sends them on together with the others'. What crosses between nodes stays the same, in fewer messages.
+        slots: which expert each place holds, where experts were placed by their load; `experts` are those of the places
+            (`Slots.expand`). None: experts in their order.
         chunks: parts in which rows travel while others are computed; "auto": 2 where there are enough rows.
         payload: None: rows travel as they are; "bf16" or "fp8" (e4m3, one scale per row).
         dim_out: width of the experts' output where it is not the input's.
@@ -143,6 +68,8 @@ class ExpertParallel(nn.Module):
         experts: nn.Module,
         mesh: DeviceMesh,
         *,
+        nodes: DeviceMesh | None = None,
+        slots: Slots | None = None,
         chunks: Chunks = 1,
         payload: Payload | None = None,
         dim_out: int | None = None,
@@ -150,34 +77,35 @@ class ExpertParallel(nn.Module):
         state: Callable[[], Hashable] | None = None,
     ) -> None:
         super().__init__()
-        num_experts: int = getattr(experts, "num_experts", 0)
-        if mesh.ndim != 1:
-            raise UserError(f"expected a mesh of one dimension, as mesh['ep'], got {mesh.ndim}")
-        if not 1 <= mesh.size() <= num_experts:
+        places: int = getattr(experts, "num_experts", 0)
+        self.road = Road(mesh=mesh, nodes=nodes, layer=layer, payload=payload)
+        if not 1 <= mesh.size() <= places:
             raise UserError(
-                f"expected at most as many ranks as experts, got {mesh.size()} ranks for {num_experts} experts; "
+                f"expected at most as many ranks as experts, got {mesh.size()} ranks for {places} experts; "
                 "replicate groups of ranks over dp instead, as mx.parallelize does"
             )
         if chunks != "auto" and chunks < 1:
             raise UserError(f'expected chunks of at least 1, or "auto", got {chunks}')
         check_payload(payload)
-        self.num_experts, self.row_shape = num_experts, getattr(experts, "row_shape", None)
+        self.slots = slots
+        self.num_experts = places if slots is None else slots.num_experts
+        self.row_shape = getattr(experts, "row_shape", None)
         if isinstance(dim := getattr(experts, "dim", None), int):
             self.dim = dim
         self.mesh, self.chunks, self.payload = mesh, chunks, payload
         self.dim_out, self.layer, self.state = dim_out, layer, state
-        self.first, self.last = owned(num_experts, rank=mesh.get_local_rank(), size=mesh.size())
+        self.first, self.last = owned(places, rank=mesh.get_local_rank(), size=mesh.size())
         self.apart = isinstance(experts, ModuleExperts)
-        self._take(experts)
+        self._take(experts, places)
 
-    def _take(self, experts: nn.Module) -> None:
+    def _take(self, experts: nn.Module, places: int) -> None:
         """Share the experts' own parameters under their names; the experts stay what computes."""
         if isinstance(experts, ModuleExperts):
             mine = list(experts)[self.first : self.last]
             self._modules = {str(self.first + place): module for place, module in enumerate(mine)}
             experts = ModuleExperts(mine, row_shape=experts.row_shape) if mine else experts
         else:
-            shard_stacked(experts, self.mesh, num_experts=self.num_experts)
+            shard_stacked(experts, self.mesh, num_experts=places)
             self._parameters, self._modules, self._buffers = experts._parameters, experts._modules, experts._buffers
         # In a tuple, since a module would become a child and lend its name to every parameter.
         self._local = (experts,)
@@ -192,29 +120,23 @@ class ExpertParallel(nn.Module):
         return outside_graph(ExpertParallel._run, self, rows, meanwhile)
 
     def _run(self, rows: Rows, meanwhile: Callable[[], Any] | None) -> Any:
-        traffic = exchange_counts(
-            rows.counts_E,
-            size=self.mesh.size(),
-            group=self.mesh.get_group(),
-            layer=self.layer,
-            state=self._state(rows),
-            chunks=self._chunks(rows),
-        )
-        plans = [self._plan(traffic, number) for number in range(traffic.chunks)]
-        index, order_N, back_N = _chunked(rows.index, traffic)
+        counts = rows.counts_E if self.slots is None else self.slots.share(rows.counts_E)
+        traffic = exchange_counts(counts, road=self.road, state=self._state(rows), chunks=self._chunks(rows))
+        ways = [traffic.way(number) for number in range(traffic.chunks)]
+        index, order_N, back_N = _arranged(rows.index, traffic, self.slots)
         kept = index.token_N.shape[0]
         weight_N = rows.weight_N[:kept] if order_N is None else rows.weight_N.index_select(0, order_N)
-        sizes = [sum(plan.sent) for plan in plans]
+        sizes = [sum(way.legs[0].sent) for way in ways]
         parts = zip(gather_rows(rows.x_TD, index).split(sizes), weight_N.split(sizes), strict=True)
-        outgoing = list(zip(plans, parts, strict=True))
-        under_way = Exchange(outgoing[0][0], *outgoing[0][1])
+        outgoing = list(zip(ways, parts, strict=True))
+        under_way = Trip(outgoing[0][0], *outgoing[0][1])
         beside = None if meanwhile is None else meanwhile()
         returning = []
-        for number, plan in enumerate(plans):
+        for number, way in enumerate(ways):
             here, after = under_way, outgoing[number + 1 : number + 2]
             for following, tensors in after:
-                under_way = Exchange(following, *tensors)
-            returning.append(Exchange(plan.back(), self._compute(*here.wait(), traffic=traffic, number=number)))
+                under_way = Trip(following, *tensors)
+            returning.append(Trip(way.back(), self._compute(*here.wait(), traffic=traffic, number=number)))
         parts_ND = [y for exchange in returning for y in exchange.wait()]
         y_ND = parts_ND[0] if len(parts_ND) == 1 else torch.cat(parts_ND)
         y_ND = y_ND if back_N is None else y_ND.index_select(0, back_N)
@@ -233,18 +155,6 @@ class ExpertParallel(nn.Module):
         if self.chunks != "auto":
             return self.chunks
         return 2 if rows.weight_N.shape[0] >= 2 * ROWS_PER_CHUNK else 1
-
-    def _plan(self, traffic: Traffic, number: int) -> Plan:
-        def sizes(counts: list[list[int]]) -> tuple[int, ...]:
-            return tuple(sum(part(count, number, traffic.chunks) for count in row) for row in counts)
-
-        return Plan(
-            sent=sizes(traffic.sent),
-            received=sizes(traffic.received),
-            group=self.mesh.get_group(),
-            layer=self.layer,
-            payload=self.payload,
-        )
 
     def _compute(self, x_MD: Tensor, weight_M: Tensor, *, traffic: Traffic, number: int) -> Tensor:
         """This rank's experts on the rows that came, ordered by sender: (M, D) -> (M, D_out), weighted."""
@@ -265,8 +175,16 @@ class ExpertParallel(nn.Module):
     def _local_experts(self, rows: Rows) -> Tensor:
         (experts,) = self._local
         local = {name: p.to_local() for name, p in experts.named_parameters() if isinstance(p, DTensor)}
+        if self.slots is not None:
+            for tensor in local.values():
+                self.slots.weigh_gradient(tensor, first=self.first)
         y_ND: Tensor = torch.func.functional_call(experts, local, (rows,)) if local else experts(rows)
         return y_ND
+
+    def tie_copies(self) -> None:
+        """Keep an expert's copies equal, by the mean of their gradients; after FSDP has put its own parameters here."""
+        if self.slots is not None:
+            self.slots.tie(list(self.parameters()), first=self.first, group=self.mesh.get_group())
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  # torch's own
         """Switch the mode of what computes here, too, which is no child."""
@@ -284,16 +202,6 @@ class ExpertParallel(nn.Module):
             f"num_experts={self.num_experts}, here={self.first}..{self.last - 1}, ranks={self.mesh.size()}, "
             f"chunks={self.chunks}, payload={self.payload}"
         )
-
-
-def part_tensor(counts: Tensor, number: int, parts: int) -> Tensor:
-    """`part` of every count of a tensor.
-
-    Example:
-        >>> part_tensor(torch.tensor([5, 4]), 1, 2).tolist()
-        [3, 2]
-    """
-    return counts * (number + 1) // parts - counts * number // parts
 
 
 def received_rows(x_MD: Tensor, weight_M: Tensor, counts_Re: Tensor) -> Rows:
@@ -320,21 +228,30 @@ def received_rows(x_MD: Tensor, weight_M: Tensor, counts_Re: Tensor) -> Rows:
     return Rows(x_TD=x_MD, weight_N=weight_M.index_select(0, order_M), index=index)
 
 
-def _chunked(index: RowIndex, traffic: Traffic) -> tuple[RowIndex, Tensor | None, Tensor | None]:
-    """The index of the kept rows alone, chunk after chunk; the old place of each row, and the new one of each.
+def _arranged(index: RowIndex, traffic: Traffic, slots: Slots | None) -> tuple[RowIndex, Tensor | None, Tensor | None]:
+    """The index of the kept rows alone in the order in which they leave; the old place of each, and the new one.
 
-    With one chunk the order stays, and there is nothing to put back.
+    They leave chunk after chunk; then by rank, with nodes by the rank's place in its node first; then by expert. In one
+    chunk, without nodes and slots, the order stays, and there is nothing to put back.
     """
     kept = sum(map(sum, traffic.sent))
     token_N = index.token_N[:kept]
-    if traffic.chunks == 1:
+    if traffic.chunks == 1 and traffic.road.nodes is None and slots is None:
         return index._replace(token_N=token_N), None, None
-    bounds_n = torch.stack([part_tensor(traffic.sent_Re, n, traffic.chunks).reshape(-1) for n in range(traffic.chunks)])
+    (R, e), (N, L), device = traffic.sent_Re.shape, traffic.road.shape, token_N.device
+    bounds_nS = torch.stack(
+        [part_tensor(traffic.sent_Re, n, traffic.chunks).reshape(-1) for n in range(traffic.chunks)]
+    )
+    # Where each expert stands among those of a chunk: (N, L, e) -> (L, N, e).
+    keys_S = torch.arange(R * e, device=device).view(L, N, e).transpose(0, 1).reshape(-1)
+    keys_nS = keys_S + R * e * torch.arange(traffic.chunks, device=device).unsqueeze(1)
+    if slots is not None:  # rows come by expert, and of each expert by copy
+        by_expert_S = slots.on(device).by_expert_S
+        bounds_nS, keys_nS = bounds_nS[:, by_expert_S], keys_nS[:, by_expert_S]
     # Sizes of the pieces in the old order: of each expert in turn, its part of each chunk.
-    numbers = torch.arange(traffic.chunks, device=token_N.device).repeat(bounds_n.shape[1])
-    chunk_N = numbers.repeat_interleave(bounds_n.T.reshape(-1), output_size=kept)
-    order_N, _ = group(chunk_N, num_experts=traffic.chunks)
-    back_N = order_N.scatter(0, order_N, torch.arange(kept, device=order_N.device))
+    key_N = keys_nS.T.reshape(-1).repeat_interleave(bounds_nS.T.reshape(-1), output_size=kept)
+    order_N, _ = group(key_N, num_experts=R * e * traffic.chunks)
+    back_N = order_N.scatter(0, order_N, torch.arange(kept, device=device))
     slot_TK = index.slot_TK
     if slot_TK is not None and kept:
         slot_TK = back_N[slot_TK.clamp(min=0)].where(slot_TK >= 0, -1)

@@ -1,10 +1,11 @@
 """`parallelize`: a model's mixtures and everything around them on a mesh of ranks, by FSDP2 and DTensor."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
@@ -14,10 +15,11 @@ from torch.distributed.tensor import DTensor, Shard
 from mixtura.errors import UserError
 from mixtura.experts import GroupedMLP, ModuleExperts
 from mixtura.layer import MoE
+from mixtura.parallel.balance import Placement
 from mixtura.parallel.collective import Payload
 from mixtura.parallel.expert import Chunks, ExpertParallel
 from mixtura.parallel.mesh import AXES, complete
-from mixtura.parallel.place import owned
+from mixtura.parallel.place import Slots, owned
 from mixtura.parallel.tensor import TensorParallel
 
 # Losses that look at every expert's weights, which no rank has once the experts are spread.
@@ -81,6 +83,8 @@ def parallelize(
     chunks: Chunks = 1,
     payload: Payload | None = None,
     dim_out: int | None = None,
+    node_size: int = 1,
+    placement: Mapping[str, Placement] | None = None,
     reshard_after_forward: bool = True,
 ) -> nn.Module:
     """Put a model with mixtures on a mesh, in place; it is called and trained as before.
@@ -102,6 +106,10 @@ def parallelize(
         chunks: see `ExpertParallel`.
         payload: see `ExpertParallel`.
         dim_out: see `ExpertParallel`; of every layer.
+        node_size: ranks along `ep` that are on one machine; rows for other machines then go through the rank of the own
+            one that stands for their receiver, in fewer messages. 1: straight.
+        placement: by the layer's name, where its experts live and which have copies (`place_experts`); other layers
+            keep their order. What a model computes stays the same, and so do its checkpoints.
         reshard_after_forward: with `fsdp`, free gathered parameters between forward and backward pass.
 
     Raises:
@@ -117,18 +125,26 @@ def parallelize(
         torch.Size([3, 8])
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, MoE)}
+    placement = {} if placement is None else placement
     meshes = meshes_of(mesh, num_experts=min((layer.router.num_experts for layer in layers.values()), default=1 << 30))
-    _check(layers, meshes)
+    _check_placement(layers, meshes, placement)
+    _check(layers, meshes, placement)
+    nodes = _nodes(meshes, node_size)
     same_everywhere(model, layers)
     spread = meshes.size("ep") > 1 or meshes.size("tp") > 1
     for name, layer in layers.items() if spread else ():
-        experts = layer.experts
+        experts, slots = layer.experts, None
+        if name in placement:
+            slots = Slots(torch.tensor(placement[name].order))
+            slots.expand(experts)
         if meshes.size("tp") > 1:
             assert isinstance(experts, GroupedMLP)
             experts = TensorParallel(experts, meshes.full["ep", "tp"])
         layer.experts = ExpertParallel(
             experts,
             meshes.full["ep"],
+            nodes=nodes,
+            slots=slots,
             chunks=chunks,
             payload=payload,
             dim_out=dim_out,
@@ -137,11 +153,47 @@ def parallelize(
         )
         _fully_shard(layer.experts, meshes.experts, reshard=reshard_after_forward, place=_second_cut)
         scale_gradients(layer.experts, 1 / meshes.size("ep"))
+        layer.experts.tie_copies()
     scalars = _reduce_scalars(model, meshes.dense)
     for unit in units(model):
         _fully_shard(unit, meshes.dense, reshard=reshard_after_forward, ignored=scalars)
     _fully_shard(model, meshes.dense, reshard=reshard_after_forward, ignored=scalars)
     return model
+
+
+def _nodes(meshes: Meshes, size: int) -> DeviceMesh | None:
+    """The ranks along `ep` as (nodes, ranks on each)."""
+    ep = meshes.size("ep")
+    if size < 1 or ep % size:
+        raise UserError(f"expected a node_size that divides ep={ep}, got {size}")
+    if size in (1, ep):
+        return None
+    dp, fsdp, _, tp = meshes.full.shape
+    ranks = meshes.full.mesh.view(dp, fsdp, ep // size, size, tp)
+    names = ("dp", "fsdp", "nodes", "local", "tp")
+    return DeviceMesh(meshes.full.device_type, ranks, mesh_dim_names=names)["nodes", "local"]
+
+
+def _check_placement(layers: Mapping[str, MoE], meshes: Meshes, placement: Mapping[str, Placement]) -> None:
+    """Refuse a placement of other layers, ranks or experts.
+
+    Raises:
+        UserError: with the reason.
+    """
+    ep = meshes.size("ep")
+    if placement and ep == 1:
+        raise UserError("expected a mesh with ep for a placement of experts, got ep=1; leave the placement out")
+    for name, placed in placement.items():
+        if name not in layers:
+            raise UserError(f"expected placements of the layers {', '.join(layers)}, got one of {name!r}")
+        if isinstance(layers[name].experts, ModuleExperts):
+            raise UserError(f"expected stacked experts, as GroupedMLP, to place in layer {name}, got ModuleExperts")
+        E = layers[name].router.num_experts
+        if len(placed.experts) != ep or set(placed.order) != set(range(E)):
+            raise UserError(
+                f"expected a placement of {E} experts on {ep} ranks in layer {name}, got {len(set(placed.order))} on "
+                f"{len(placed.experts)}; make it by place_experts(loads, ranks={ep})"
+            )
 
 
 def _state(layer: MoE) -> tuple[str, ...]:
@@ -252,7 +304,7 @@ def _owns(unit: nn.Module, everywhere: Counter[int]) -> bool:
     return all(everywhere[key] == count for key, count in inside.items())
 
 
-def _check(layers: dict[str, MoE], meshes: Meshes) -> None:
+def _check(layers: dict[str, MoE], meshes: Meshes, placement: Mapping[str, Placement]) -> None:
     """Refuse what cannot be put on this mesh.
 
     Raises:
@@ -264,7 +316,7 @@ def _check(layers: dict[str, MoE], meshes: Meshes) -> None:
     fsdp, ep = meshes.size("fsdp"), meshes.size("ep")
     for name, layer in layers.items() if spread else ():
         where = f"layer {name or '(the model itself)'}"
-        E = layer.router.num_experts
+        E = len(placement[name].order) if name in placement else layer.router.num_experts
         if owned(E, rank=ep - 1, size=ep)[0] == E:
             raise UserError(
                 f"expected an ep that gives each rank experts in {where}, got ep={ep}, where {-(-E // ep)} each leave "

@@ -59,13 +59,21 @@ class MeshConfig:
     """Parts in which rows travel to other processes while others are computed."""
     payload: Literal["whole", "bf16", "fp8"] = "whole"
     """Form in which rows travel; whole: as they are."""
+    node_size: int = 1
+    """Processes along ep on one machine; rows for other machines then go through the own one's. 1: straight."""
+    place: bool = False
+    """When the run goes on from a checkpoint, place the experts by the loads measured until then."""
+    copies: int = 0
+    """With place, so many further copies of the busiest experts in each mixture."""
     timeout: float = 600.0
     """Seconds after which a process gives up waiting for another."""
 
     def __post_init__(self) -> None:
-        for name in ("dp", "fsdp", "ep", "tp", "chunks"):
+        for name in ("dp", "fsdp", "ep", "tp", "chunks", "node_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"mesh.{name}: expected at least 1, got {getattr(self, name)}")
+        if self.copies < 0 or (self.copies and not self.place):
+            raise UserError(f"mesh.copies: expected at least 0, and mesh.place for more, got {self.copies}")
         if not self.timeout > 0:
             raise UserError(f"mesh.timeout: expected more than 0 seconds, got {self.timeout}")
 

@@ -185,7 +185,9 @@ def _train(run: Run, model: nn.Module, task: Task, *, checkpoint: Path | None, w
                 state = _state(stream, counters, task=task, controller=controller)
                 weights.save(run, state, step=counters.step, best_step=counters.best_step)
             if stop and not is_last:
+                weights.wait()
                 raise KeyboardInterrupt(f"stopped after step {counters.step}, which is saved; {run.advice}")
+    weights.wait()
     if world.is_first:
         finish(run, weights.whole(run), task)
 

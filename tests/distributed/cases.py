@@ -22,11 +22,18 @@ EVEN = "gelu with bias and an even width"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A model, its tokens, and how it is spread. `tokens` holds the number of each data rank's tokens."""
+    """A model, its tokens, and how it is spread.
+
+    `tokens` holds the number of each data rank's tokens; with several `routers` every block has its own, and all blocks
+    see the same tokens, so that no block's rounding moves another's choice.
+    """
 
     mesh: dict[str, int]
     tokens: tuple[int, ...]
     router: str = "topk"
+    routers: tuple[str, ...] = ()
+    passes: int = 1
+    ddp: bool = False
     experts: str = "swiglu"
     policy: str = "dropless"
     num: int = 5
@@ -37,7 +44,7 @@ class Case:
     optimizer: str = "sgd"
 
     def alone(self) -> "Case":
-        return replace(self, mesh={})
+        return replace(self, mesh={}, ddp=False)
 
 
 class Block(nn.Module):
@@ -61,10 +68,13 @@ class Model(nn.Module):
 
     def __init__(self, case: Case) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(case) for _ in range(2))
+        blocks = [replace(case, router=router) for router in case.routers or (case.router,) * 2]
+        self.blocks, self.beside = nn.ModuleList(Block(each) for each in blocks), bool(case.routers)
         self.head = nn.Linear(D, 3, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.beside:
+            return self.head(sum(block(x) for block in self.blocks) / len(self.blocks))
         for block in self.blocks:
             x = block(x)
         return self.head(x)
@@ -111,8 +121,12 @@ def train(case: Case, steps: int = STEPS) -> dict[str, Any]:
     """Losses, gradient norms and gradients of each step, parameters and buffers at the end; see `merged`."""
     model = make_model(case)
     data_ranks = list(range(len(case.tokens)))
-    if case.mesh:
+    outer: nn.Module = model
+    if case.ddp:
+        outer = nn.parallel.DistributedDataParallel(model)
+    elif case.mesh:
         parallelize(model, make_mesh(**case.mesh), **case.options)
+    if case.mesh:
         data_ranks = [dist.get_rank() // case.mesh.get("tp", 1)]
     optimizer = make_optimizer(model, case)
     losses, norms, grads = [], [], []
@@ -120,12 +134,13 @@ def train(case: Case, steps: int = STEPS) -> dict[str, Any]:
         total = 0.0
         for data_rank in data_ranks:
             if case.mesh:
-                loss = loss_of(model, case, data_rank, step)
-                loss.backward()  # balance losses are attached
+                for _ in range(case.passes):
+                    loss = loss_of(outer, case, data_rank, step)
+                    loss.backward()  # balance losses are attached
             else:  # where they would not be divided
                 with mx.collect_losses(model) as collected:
                     loss = loss_of(model, case, data_rank, step)
-                ((loss + collected.total()) / len(case.tokens)).backward()
+                ((loss + collected.total()) * case.passes / len(case.tokens)).backward()
             total += loss.item() / len(case.tokens)
         norms.append((clip_grad_norm if case.mesh else clip_alone)(model, 0.5).item())
         grads.append({name: plain(p.grad) for name, p in model.named_parameters() if p.grad is not None})

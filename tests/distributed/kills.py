@@ -64,7 +64,7 @@ def disturbed(folder: Path, draw: random.Random, longest: float) -> tuple[str, f
     time.sleep(moment)
     if len(pids := sorted(ranks(process.pid))) == 2:
         os.kill(pids[rank], signal.SIGKILL)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=1200)
     return output, moment, rank
 
 
@@ -73,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--outputs", type=Path, help="folder for what the runs that differ have written")
     options = parser.parse_args()
     draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as base:
@@ -80,7 +81,7 @@ def main() -> None:
         folder.mkdir()
         began = time.time()
         process = start(folder)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=1200)
         longest = time.time() - began
         assert process.returncode == 0, output
         expected = rows(folder / "runs" / "tiny")
@@ -91,7 +92,10 @@ def main() -> None:
             output, moment, rank = disturbed(folder, draw, longest)
             found = rows(folder / "runs" / "tiny") if (folder / "runs" / "tiny").is_dir() else []
             equal += found == expected
-            verdict = "equal" if found == expected else f"differs: {len(found)} rows\n{output[-2000:]}"
+            verdict = "equal" if found == expected else f"differs: {len(found)} rows of {len(expected)}"
+            if found != expected and options.outputs is not None:
+                options.outputs.mkdir(parents=True, exist_ok=True)
+                (options.outputs / f"kill-{number}.txt").write_text(output)
             print(f"kill {number}: rank {rank} after {moment:.1f} of {longest:.1f} s: {verdict}", flush=True)
         print(f"{equal} of {options.kills} runs equal the undisturbed one")
 

@@ -1,7 +1,9 @@
 """Every layout, router and dispatch gives the losses, gradients and parameters of one process."""
 
+import numpy as np
 import pytest
 
+from mixtura.parallel.balance import Placement
 from mixtura.parallel.tensor import unit_order
 from tests.contracts.cases import ROUTERS
 from tests.distributed.cases import EVEN, Case, assert_equal, merged, train
@@ -36,7 +38,19 @@ def check(case):
         order = unit_order(8, parts=tp, gated=case.experts == "swiglu").argsort().numpy()
         for named in (*found["grads"], found["parameters"]):
             named |= {name: value[:, order] for name, value in named.items() if ".experts.up" in name}
+    for layer, placement in case.options.get("placement", {}).items():
+        gather_copies(found, layer, placement)
     assert_equal(found, train(case.alone()))
+
+
+def gather_copies(found, layer, placement):
+    """Experts in their own order, once each; all copies of one have been equal."""
+    first = [placement.order.index(expert) for expert in range(max(placement.order) + 1)]
+    for named in (*found["grads"], found["parameters"]):
+        for name, value in named.items():
+            if name.startswith(f"{layer}.experts."):
+                np.testing.assert_array_equal(value, value[first][list(placement.order)], err_msg=name)
+                named[name] = value[first]
 
 
 def name_of(mesh):
@@ -78,8 +92,12 @@ def test_routers(router):
     check(Case(mesh={"ep": 2}, tokens=TOKENS[2], router=router))
 
 
-def test_all_tokens_to_one_rank():
-    check(Case(mesh={"ep": 4}, tokens=TOKENS[4], router="switch", focus=2.0, num=7))
+@pytest.mark.parametrize(
+    "mesh", [{"ep": 2}, {"ep": 4}, {"dp": 2, "ep": 2}, {"fsdp": 2, "ep": 2}, {"ep": 2, "tp": 2}], ids=name_of
+)
+def test_all_tokens_to_one_rank(mesh):
+    tokens = TOKENS[size(mesh) // mesh.get("tp", 1)]
+    check(Case(mesh=mesh, tokens=tokens, router="switch", focus=2.0, num=7 if mesh == {"ep": 4} else 4))
 
 
 @pytest.mark.parametrize("tokens", [(0, 9), (0, 1), (5, 0)])
@@ -99,9 +117,39 @@ def test_replicas():
     check(Case(mesh={"ep": 4}, tokens=TOKENS[4], num=2))
 
 
+PLACED = {
+    "blocks.0.mixture": Placement(experts=((0, 2, 4), (1, 2, 3)), loads=(1.0, 1.0)),
+    "blocks.1.mixture": Placement(experts=((0, 1, 3, 4), (0, 2, 3, 4)), loads=(1.0, 1.0)),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": 2}, {"accumulate": True}], ids=str)
+@pytest.mark.parametrize("mesh", [{"ep": 2}, {"dp": 2, "ep": 2}, {"ep": 2, "tp": 2}, {"fsdp": 2, "ep": 2}], ids=name_of)
+def test_experts_placed_by_load_with_copies(mesh, options):
+    tokens = TOKENS[size(mesh) // mesh.get("tp", 1)]
+    parts = 2 if options.get("accumulate") else 1
+    options = {"placement": PLACED} | {name: value for name, value in options.items() if name != "accumulate"}
+    check(Case(mesh=mesh, tokens=tokens, options=options, passes=parts))
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": 2}, {"payload": None}], ids=str)
+def test_rows_through_the_node(options):
+    check(Case(mesh={"ep": 4}, tokens=TOKENS[4], num=7, shared=True, options={"node_size": 2, **options}))
+
+
+def test_rows_through_the_node_to_copies():
+    placement = {"blocks.0.mixture": Placement(experts=((0, 1), (2, 1), (4, 3), (5, 6)), loads=(1.0,) * 4)}
+    check(Case(mesh={"ep": 4}, tokens=TOKENS[4], num=7, options={"node_size": 2, "placement": placement}))
+
+
 @pytest.mark.parametrize("chunks", [2, 4, "auto"])
 def test_chunks(chunks):
     check(Case(mesh={"ep": 2}, tokens=TOKENS[2], shared=True, options={"chunks": chunks}, policy="drop"))
+
+
+@pytest.mark.parametrize("router", ["topk", "sigmoid_bias"])
+def test_whole_experts_in_plain_ddp(router):
+    check(Case(mesh={"dp": 2}, tokens=TOKENS[2], router=router, shared=True, ddp=True))
 
 
 def test_adamw():

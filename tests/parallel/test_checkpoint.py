@@ -6,10 +6,12 @@ import torch
 from torch import nn
 
 import mixtura as mx
+from mixtura.parallel.balance import Placement
 from mixtura.parallel.checkpoint import Saver, export_safetensors, is_whole, load, read_weights
+from mixtura.parallel.clip import clip_grad_norm
 from mixtura.parallel.mesh import make_mesh
 from mixtura.parallel.shard import parallelize
-from tests.distributed.cases import Case, loss_of, make_model, make_optimizer, plain
+from tests.distributed.cases import Case, batch, loss_of, make_model, make_optimizer, plain
 from tests.distributed.pool import world
 
 TOKENS = {1: (12,), 2: (9, 14), 4: (9, 14, 0, 5)}
@@ -30,7 +32,7 @@ def values(model, optimizer):
 def prepared(case, seed=7):
     model = make_model(case)
     if case.mesh:
-        parallelize(model, make_mesh(**case.mesh))
+        parallelize(model, make_mesh(**case.mesh), **case.options)
     return model, make_optimizer(model, case)
 
 
@@ -60,6 +62,48 @@ def restore(case, folder):
     return values(model, optimizer)
 
 
+def moved(case, folder, to):
+    """Read a checkpoint, write it to another folder; a pass over the next batch, as one sees it from outside."""
+    model, optimizer = prepared(case)
+    load(folder, model, optimizer)
+    saver = Saver()
+    saver.save(to, model, optimizer)
+    saver.wait()
+    data_rank = torch.distributed.get_rank() // case.mesh.get("tp", 1)
+    x, _ = batch(case, data_rank, 1)
+    y = model(x)
+    loss_of(model, case, data_rank, 1).backward()
+    norm = clip_grad_norm(model, 1.0).item()
+    dense = {name: plain(p.grad) for name, p in model.named_parameters() if ".experts." not in name}
+    return y.detach().numpy(), norm, dense
+
+
+PLACED = {
+    "blocks.0.mixture": Placement(experts=((0, 2, 3), (0, 1, 3)), loads=(1.0, 1.0)),
+    "blocks.1.mixture": Placement(experts=((1, 3), (0, 2)), loads=(1.0, 1.0)),
+}
+
+
+@pytest.mark.parametrize("mesh", [{"ep": 2}, {"dp": 2, "ep": 2}, {"fsdp": 2, "ep": 2}, {"ep": 2, "tp": 2}], ids=str)
+def test_experts_move_at_a_checkpoint(tmp_path, mesh):
+    """Placed by load and some copied: parameters and optimizer state to the bit, outputs and gradients alike."""
+    case = case_of(mesh)
+    saved = on({"dp": 1}, save, case_of({"dp": 1}), tmp_path / "first")
+    size = int(np.prod(list(mesh.values())))
+    before = world(size).run(moved, case, tmp_path / "first", tmp_path / "second")
+    placed = Case(**{**vars(case), "options": {"placement": PLACED}})
+    after = world(size).run(moved, placed, tmp_path / "second", tmp_path / "third")
+    found = on({"dp": 1}, restore, case_of({"dp": 1}), tmp_path / "third")
+    assert found.keys() == saved.keys()
+    for name, value in saved.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    for (y, norm, grads), (y2, norm2, grads2) in zip(before, after, strict=True):
+        np.testing.assert_allclose(y2, y, rtol=1e-5, atol=1e-6)
+        assert norm2 == pytest.approx(norm, rel=1e-5)
+        for name, grad in grads.items():
+            np.testing.assert_allclose(grads2[name], grad, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
 def case_of(mesh, experts="swiglu"):
     size = int(np.prod(list(mesh.values()))) // mesh.get("tp", 1)
     return Case(mesh=mesh, tokens=TOKENS[size], num=4, router="sigmoid_bias", optimizer="adamw", experts=experts)
@@ -76,8 +120,9 @@ def case_alone(case):
     return Case(**{**vars(case), "mesh": {}})
 
 
-SOURCES = [{"dp": 1}, {"ep": 2}, {"dp": 2, "ep": 2}, {"fsdp": 2, "ep": 2}, {"ep": 4}]
-TARGETS = [{"dp": 1}, {"ep": 2}, {"fsdp": 2}, {"fsdp": 2, "ep": 2}, {"ep": 4}]
+# Worlds of 1, 2, 4 with ep 1, 2, 4.
+SOURCES = [{"dp": 1}, {"dp": 2}, {"ep": 2}, {"dp": 4}, {"fsdp": 4}, {"dp": 2, "ep": 2}, {"fsdp": 2, "ep": 2}, {"ep": 4}]
+TARGETS = [{"dp": 1}, {"ep": 2}, {"fsdp": 2}, {"dp": 4}, {"dp": 2, "ep": 2}, {"fsdp": 2, "ep": 2}, {"ep": 4}]
 
 
 @pytest.mark.parametrize(

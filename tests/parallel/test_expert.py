@@ -6,15 +6,9 @@ from torch import distributed as dist
 from torch import nn
 
 import mixtura as mx
-from mixtura.parallel.expert import ExpertParallel, part, received_rows
+from mixtura.parallel.expert import ExpertParallel, received_rows
 from mixtura.parallel.mesh import make_mesh, one_process
 from tests.distributed.pool import world
-
-
-def test_parts_add_up():
-    for count in range(20):
-        for parts in (1, 2, 3, 4):
-            assert sum(part(count, number, parts) for number in range(parts)) == count
 
 
 def test_received_rows_are_grouped_and_put_back():
@@ -134,3 +128,26 @@ def recomputed():
 
 def test_recomputed_activations():
     world(2).run(recomputed)
+
+
+def compiled():
+    """Outputs and gradients of a compiled model around spread experts, on two numbers of tokens; and its graphs."""
+    torch.manual_seed(0)
+    layer = mx.MoEConfig(dim=4, hidden=4, num_experts=4, k=2, router="topk").build()
+    layer.experts = ExpertParallel(layer.experts, make_mesh(ep=2)["ep"])
+    model, graphs = nn.Sequential(nn.Linear(4, 4), layer, nn.Linear(4, 4)), []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    for T in (5, 8):
+        x = torch.randn(T + dist.get_rank(), 4)
+        expected = torch.autograd.grad(model(x).square().sum(), list(model[0].parameters()))
+        found = torch.autograd.grad(torch.compile(model, backend=count)(x).square().sum(), list(model[0].parameters()))
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    return len(graphs)
+
+
+def test_a_compiled_model_is_cut_at_the_exchange():
+    assert all(graphs >= 2 for graphs in world(2).run(compiled))

@@ -6,6 +6,7 @@ from torch import distributed as dist
 from torch import nn
 
 import mixtura as mx
+from mixtura.parallel.balance import Placement
 from mixtura.parallel.mesh import make_mesh, one_process
 from mixtura.parallel.shard import parallelize, units
 from tests.distributed.pool import world
@@ -20,8 +21,8 @@ def build(*, num=4, hidden=8, dim=8, bias=False, modules=False, losses=None):
     )
 
 
-def put(mesh, options):
-    parallelize(build(**options), make_mesh(**mesh))
+def put(mesh, options, given=None):
+    parallelize(build(**options), make_mesh(**mesh), **(given or {}))
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,31 @@ def test_refused_with_the_reason(mesh, options, message):
         assert (kind, error[0]) == ("error", "UserError"), error
         assert message in error[1]
         assert "\n" not in error[1]
+
+
+HALVES = Placement(experts=((0, 1), (2, 3)), loads=(1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "options", "given", "message"),
+    [
+        ({"ep": 2}, {}, {"node_size": 4}, "expected a node_size that divides ep=2, got 4"),
+        ({"dp": 2}, {}, {"placement": {"1": HALVES}}, "expected a mesh with ep for a placement of experts, got ep=1"),
+        ({"ep": 2}, {}, {"placement": {"0": HALVES}}, "expected placements of the layers 1, got one of '0'"),
+        ({"ep": 2}, {"modules": True}, {"placement": {"1": HALVES}}, "to place in layer 1, got ModuleExperts"),
+        (
+            {"ep": 2},
+            {"num": 6},
+            {"placement": {"1": HALVES}},
+            "a placement of 6 experts on 2 ranks in layer 1, got 4 on 2",
+        ),
+    ],
+    ids=str,
+)
+def test_refused_ways_and_placements(mesh, options, given, message):
+    for kind, error in world(2).outcomes(put, mesh, options, given):
+        assert (kind, error[0]) == ("error", "UserError"), error
+        assert message in error[1]
 
 
 def twice():

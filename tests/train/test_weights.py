@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 from contextlib import redirect_stderr
 from io import StringIO
@@ -9,8 +10,9 @@ from io import StringIO
 import pytest
 
 from mixtura.cli import main
+from mixtura.train import weights
 from tests.distributed.pool import Pool
-from tests.train.tiny import command, rows
+from tests.train.tiny import checkpoints, command, rows
 
 EVEN = {"model__losses__load_balance": 0.0, "model__losses__z": 0.0}
 
@@ -86,6 +88,48 @@ def test_a_run_goes_on_with_another_mesh(two, alone, tmp_path, before):
     assert two.run(run, ["resume", str(found), "--checkpoint", "10", "--ep", "2"], free_port(), 2) == [(0, "")] * 2
     close(rows(found), rows(alone / "runs" / "tiny"))
     assert main(["eval", str(found), "--checkpoint", "last"]) == 0
+
+
+def test_experts_move_by_their_loads_when_a_run_goes_on(two, alone, tmp_path):
+    """The first ten steps with experts in their order, the rest where the loads put them, two of them twice."""
+    found = tmp_path / "runs" / "tiny"
+    arguments = command(tmp_path, **EVEN, mesh__ep=2, data__batch_size=4)
+    assert two.run(run, arguments, free_port(), 2) == [(0, "")] * 2
+    resumed = ["resume", str(found), "--checkpoint", "10", "--ep", "2", "--place", "True", "--copies", "2"]
+    assert two.run(run, resumed, free_port(), 2) == [(0, "")] * 2
+    close(rows(found), rows(alone / "runs" / "tiny"))
+    assert main(["eval", str(found), "--checkpoint", "last"]) == 0
+
+
+def run_until_the_writer_dies(arguments, port, world):
+    """All have written their parts of the second checkpoint, and train on, when the first process is killed."""
+    save = weights.save_checkpoint
+
+    def die(*given, step, **more):
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(*given, step=step, **more)
+
+    weights.save_checkpoint = die
+    return run(arguments, port, world)
+
+
+def test_a_run_whose_writer_was_killed_goes_on_from_the_checkpoint_before(two, alone, tmp_path):
+    options = {"mesh__ep": 2, "mesh__timeout": 10.0, "data__batch_size": 4}
+    pool = Pool(2, grouped=False)
+    try:
+        first, second = pool.outcomes(run_until_the_writer_dies, command(tmp_path, **EVEN, **options), free_port(), 2)
+    finally:
+        pool.close()
+    assert first == ("gone", None)
+    assert second[0] == "error" or second[1][0] == 2
+    found = tmp_path / "runs" / "tiny"
+    kept = checkpoints(found)
+    assert "step-000005" in kept
+    assert "step-000008" not in kept
+    assert two.run(run, ["resume", str(found)], free_port(), 2) == [(0, "")] * 2
+    close(rows(found), rows(alone / "runs" / "tiny"))
+    assert not [name for name in checkpoints(found) if name.startswith(".")]
 
 
 def test_a_rank_is_named_when_it_fails(two, tmp_path):
