@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import classical_figures, layer_figures
+from benchmarks import classical_figures, layer_figures, surgery_figures
 from benchmarks.common import load, measured_on, table
 
 README = Path(__file__).parent.parent / "README.md"
@@ -63,6 +63,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     DOCS / "speed.md": layer_figures.SPEED,
     DOCS / "routers.md": layer_figures.ROUTERS,
     DOCS / "hub.md": layer_figures.HUB,
+    DOCS / "surgery.md": surgery_figures.SURGERY,
     DOCS / "classical.md": classical_figures.CLASSICAL,
     DOCS / "hme.md": classical_figures.HME,
 }

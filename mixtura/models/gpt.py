@@ -49,7 +49,7 @@ class GPTConfig:
     dropout: float = 0.0
     """In training, the share of each expert's hidden units set to 0; fine-tuning takes more than pre-training."""
     activation: str = "gelu"
-    """relu, gelu, silu, swiglu, geglu or clamped_swiglu."""
+    """relu, gelu, gelu_tanh, silu, swiglu, geglu, geglu_tanh or clamped_swiglu."""
     num_experts: int = 16
     """E, experts of each mixture; 0: a dense model."""
     k: int = 1
@@ -278,6 +278,11 @@ class GPT(nn.Module):
             nn.init.zeros_(block.attention.out.weight)
         if self.config.tie_weights:
             self.head.weight = self.embedding.weight
+
+    def new_cache(self) -> KVCache:
+        """An empty cache for one sequence, for `forward`."""
+        weight = self.embedding.weight
+        return KVCache(self.config, batch_size=1, device=weight.device, dtype=weight.dtype)
 
     def forward(self, ids_BL: Tensor, *, targets_BL: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Token ids (B, L) to logits (B, L, V); with a cache, the tokens continue those in it.
