@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 import mixtura as mx
-from benchmarks.common import save
+from benchmarks.common import RESULTS, load, save
 from benchmarks.real_data import PACKAGES, SMOLLM2, Windows, text_windows, tokenizer_of
 from mixtura.models.causal import Causal
 from mixtura.surgery.fuse import aim_routers, fuse
 from mixtura.train.device import keep_freed_memory
 
 HEAD_ROWS = 128
+PARTS = ("branches", "upcycled", "dense")
 LOSSES = {"load_balance": 1e-2}
 
 
@@ -153,8 +154,7 @@ class Study:
         row["parameters"] = sum(p.numel() for p in top.parameters())
         self.rows[name] = row
         print(json.dumps({name: row}), flush=True)
-        if self.options.save:  # after every row: what has been measured outlives a run that is stopped
-            save("real_model", self.result())
+        self.save()
 
     def fit(self, name: str, top: nn.Module, data: Batch, *, steps: int, before: int = 0) -> nn.Module:
         """Train a model and add its row; `before`: steps that went into it already."""
@@ -168,9 +168,9 @@ class Study:
         spread = torch.linspace(0, len(data.hidden) - 1, count).long().unique()
         return list(data.hidden[spread].split(4))
 
-    def run(self) -> None:
+    def branches(self) -> None:
+        """Branch, train, and average or mix."""
         o = self.options
-        steps = len(self.training) * o.branch_steps + o.mix_steps
         self.judge("dense, as published", self.top)
         tops = {
             name: self.fit(f"branch: {name}", copy.deepcopy(self.top), data, steps=o.branch_steps)
@@ -185,14 +185,24 @@ class Study:
         aim_routers(mixed, [self.few(data, 16) for data in (*self.training.values(), self.all)])
         self.judge("BTX, before its training", mixed, steps=spent)
         self.fit("BTX", mixed, self.all, steps=o.mix_steps, before=spent)
-        del mixed, tops
+        self.fit("branches averaged, trained on", average, self.all, steps=o.mix_steps, before=spent)
+
+    def upcycled(self) -> None:
+        """Eight copies of each MLP, trained on all domains, then half of them pruned."""
         sparse = copy.deepcopy(self.top)
         mx.moefy(sparse, "*.feed_forward", num_experts=8, k=2, losses=LOSSES)
         self.judge("upcycled, before training", sparse)
-        self.fit("upcycled", sparse, self.all, steps=steps)
+        self.fit("upcycled", sparse, self.all, steps=self.steps)
         self.prune(sparse)
-        self.fit("branches averaged, trained on", average, self.all, steps=o.mix_steps, before=spent)
-        self.fit("dense, trained", copy.deepcopy(self.top), self.all, steps=steps)
+
+    def dense(self) -> None:
+        """The model as it is, trained on all domains."""
+        self.fit("dense, trained", copy.deepcopy(self.top), self.all, steps=self.steps)
+
+    @property
+    def steps(self) -> int:
+        """Of a model that sees what all branches and their mixture see."""
+        return len(self.training) * self.options.branch_steps + self.options.mix_steps
 
     def prune(self, sparse: nn.Module) -> None:
         """Half of the experts gone, by each measure; random draws three times."""
@@ -208,8 +218,18 @@ class Study:
             cut(model)
             self.pruned[name] = perplexities(model, self.held_out, self.head_VD)
             print(json.dumps({f"pruned by {name}": self.pruned[name]}), flush=True)
-        if self.options.save:
-            save("real_model", self.result())
+        self.save()
+
+    def save(self) -> None:
+        """Write what has been measured, after every row, beside what other parts have measured with these options."""
+        if not self.options.save:
+            return
+        result = self.result()
+        before = load("real_model") if (RESULTS / "real_model.json").exists() else {}
+        if before.get("about") == result["about"]:
+            for name in ("perplexity", "pruned to half"):
+                result[name] = {**before[name], **result[name]}
+        save("real_model", result)
 
     def result(self) -> dict[str, Any]:
         o = self.options
@@ -236,6 +256,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mix-steps", type=int, default=2, help="of their mixture")
     parser.add_argument("--windows", type=int, default=32, help="held-out ones of each domain")
     parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="the others' rows stay as they are")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/real_model.json")
     return parser.parse_args()
 
@@ -246,7 +267,8 @@ def main() -> None:
     keep_freed_memory()
     torch.manual_seed(0)
     study = Study(options)
-    study.run()
+    for part in options.parts:
+        {"branches": study.branches, "upcycled": study.upcycled, "dense": study.dense}[part]()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,17 @@ from typing import Any
 from benchmarks.common import load, measured_on, table
 
 COLUMNS = ("python", "c", "prose", "mean")
+ROWS = (
+    "dense, as published",
+    *(f"branch: {name}" for name in COLUMNS[:3]),
+    "branches averaged",
+    "branches averaged, trained on",
+    "dense, trained",
+    "upcycled, before training",
+    "upcycled",
+    "BTX, before its training",
+    "BTX",
+)
 
 
 def real_step0() -> str:
@@ -31,7 +42,7 @@ def real_model() -> str:
     about = r["about"]
     rows = [
         [name, *(f"{row[column]:.2f}" for column in COLUMNS), f"{row['tokens'] / 1e3:.0f}"]
-        for name, row in r["perplexity"].items()
+        for name, row in ((name, r["perplexity"][name]) for name in ROWS if name in r["perplexity"])
     ]
     words = (
         f"The last {about['trained blocks']} of {about['of']} blocks are trained, windows of {about['length']} tokens, "
