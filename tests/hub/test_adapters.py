@@ -88,7 +88,7 @@ def test_one_experts_matrices_by_hand(tmp_path):
     E, F, D = layer.experts.base.up_proj.shape
     a, b = held[f"{prefix}.base_layer.lora_A.weight"], held[f"{prefix}.base_layer.lora_B.weight"]
     assert (a.shape, b.shape) == ((2 * E, D), (F, 2 * E))
-    whole = torch.einsum("ore,eri->eoi", b.view(F, 2, E), a.view(E, 2, D))
+    whole = torch.einsum("okx,xki->xoi", b.view(F, 2, E), a.view(E, 2, D))
     torch.testing.assert_close(whole, layer.experts.up_b @ layer.experts.up_a)
     assert held[f"{prefix}.lora_A.weight"].shape == (2 * E, F)
 
