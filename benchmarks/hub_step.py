@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.common import save
+from benchmarks.common import load, save
 from benchmarks.hub_families import FAMILIES
 from benchmarks.layer_cpu import in_turn, timed
 from benchmarks.peers import versions
@@ -75,23 +75,24 @@ def main() -> None:
     """Measure, print row by row, and write benchmarks/results/hub_step.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30, help="for each row")
-    parser.add_argument("--models", nargs="*", choices=list(MODELS), help="some of them; nothing is written then")
+    parser.add_argument("--models", nargs="*", choices=list(MODELS), help="some of them; the others' rows stay")
     options = parser.parse_args()
     keep_freed_memory()
     register()
-    rows = []
-    for name in options.models or MODELS:
+    chosen = options.models or list(MODELS)
+    rows = [row for row in load("hub_step")["rows"] if row["model"] not in chosen] if options.models else []
+    for name in chosen:
         for dtype in (torch.float32, torch.bfloat16):
             figures = measure(name, dtype, seconds=options.seconds)
             rows.append({"model": name, "dtype": str(dtype).removeprefix("torch."), **figures})
             print(json.dumps(rows[-1]), flush=True)
+    rows.sort(key=lambda row: list(MODELS).index(row["model"]))
     means = {
         dtype: round(statistics.geometric_mean(row["speedup"] for row in rows if row["dtype"] == dtype), 3)
         for dtype in ("float32", "bfloat16")
     }
     print(json.dumps({"geometric means": means}))
-    if not options.models:
-        print(save("hub_step", {"rows": rows, "geometric means": means, "kernel": kernels.describe(), **versions()}))
+    print(save("hub_step", {"rows": rows, "geometric means": means, "kernel": kernels.describe(), **versions()}))
 
 
 if __name__ == "__main__":

@@ -114,7 +114,23 @@ def hub_layer() -> str:
     return f"{table(header, rows)}\nGeometric means: {means}. {measured_on(r)}\n"
 
 
-HUB: dict[str, Callable[[], str]] = {"hub_layer": hub_layer}
+def hub_step() -> str:
+    """Whole training steps of transformers' models with the plug-in beside its own implementations."""
+    r = load("hub_step")
+    rows = [
+        [
+            f"{row['model']}, {row['dtype']}",
+            *(f"{row[f'{name} ms']:.0f}" for name in ("mixtura", "grouped_mm", "eager")),
+            f"{row['speedup']:.2f}x",
+        ]
+        for row in r["rows"]
+    ]
+    means = ", ".join(f"{name} {value:.2f}x" for name, value in r["geometric means"].items())
+    figures = table(["", "ms", "grouped_mm, ms", "eager, ms", "speedup over the best"], rows)
+    return f"{figures}\nGeometric means: {means}. {measured_on(r)}\n"
+
+
+HUB: dict[str, Callable[[], str]] = {"hub_layer": hub_layer, "hub_step": hub_step}
 SPEED: dict[str, Callable[[], str]] = {"layer": layer, "decode": decode, "trainer": trainer}
 ROUTERS: dict[str, Callable[[], str]] = {
     "routers_toy": routers_toy,

@@ -8,8 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import classical_figures, layer_figures, vision_figures
-from benchmarks import classical_figures, layer_figures, parallel_figures
+from benchmarks import classical_figures, layer_figures, parallel_figures, surgery_figures, vision_figures
 from benchmarks.common import load, measured_on, table
 
 README = Path(__file__).parent.parent / "README.md"
@@ -65,6 +64,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     DOCS / "routers.md": layer_figures.ROUTERS,
     DOCS / "hub.md": layer_figures.HUB,
     DOCS / "parallel.md": parallel_figures.PARALLEL,
+    DOCS / "surgery.md": surgery_figures.SURGERY,
     DOCS / "classical.md": classical_figures.CLASSICAL,
     DOCS / "hme.md": classical_figures.HME,
     DOCS / "vision.md": vision_figures.VISION,

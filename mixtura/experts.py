@@ -37,7 +37,8 @@ class GroupedMLP(nn.Module):
         num_experts: E.
         dim: D, width in and out.
         hidden: F, hidden width of each expert.
-        activation: "relu", "gelu", "silu", or gated: "swiglu" (Shazeer 2020), "geglu", "clamped_swiglu" (gpt-oss).
+        activation: "relu", "gelu", "gelu_tanh" (its usual approximation), "silu", or gated: "swiglu" (Shazeer 2020),
+            "geglu", "geglu_tanh", "clamped_swiglu" (gpt-oss).
         bias: add biases to both products.
         dropout: in training, the share of hidden units set to 0 in each row; the others are scaled up (the expert
             dropout of Fedus et al. 2021, section 2.4).

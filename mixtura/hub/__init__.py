@@ -1,4 +1,4 @@
-"""The way into the Hugging Face world and back: a plug-in for transformers, and its checkpoints.
+"""The way into the Hugging Face world and back: a plug-in for transformers, its checkpoints, and PEFT's adapters.
 
 Example:
     >>> import tempfile
@@ -10,7 +10,8 @@ Example:
     'Causal'
 """
 
+from mixtura.hub.adapters import load_adapters, save_adapters
 from mixtura.hub.checkpoint import convert, load, save, write_probe
 from mixtura.hub.plugin import register
 
-__all__ = ["convert", "load", "register", "save", "write_probe"]
+__all__ = ["convert", "load", "load_adapters", "register", "save", "save_adapters", "write_probe"]

@@ -31,7 +31,8 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str = "c
 
     The model is built empty and filled tensor by tensor, so that beside it at most one tensor is in memory; a GGUF file
     is dequantised as a whole by transformers. Nothing is unpickled. Families: llama (SmolLM too), mistral, qwen2,
-    qwen3, mixtral, qwen2_moe, qwen3_moe, olmoe, deepseek_v3, gpt_oss.
+    qwen3, mixtral, qwen2_moe, qwen3_moe, olmoe, deepseek_v2 (as Lite has it), deepseek_v3, glm4_moe, granitemoe,
+    gpt_oss.
 
     Args:
         path: the folder, or the file.

@@ -4,18 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from mixtura.config import MoEConfig
 from mixtura.errors import UserError
-from mixtura.hub import names
-from mixtura.hub.library import latent_scale, make_config, rotary
+from mixtura.hub import latent, names
+from mixtura.hub.library import make_config
+from mixtura.hub.translate import Values, attention, causal, moe_recipe, recipe, shared_values
 from mixtura.mapping import Rule
-from mixtura.models.attention import AttentionConfig, Latent
 from mixtura.models.causal import CausalConfig
-
-Values = dict[str, Any]
-# A gated MLP's activation by its gate's; no family has another.
-ACTIVATIONS = {"silu": "swiglu", "gelu": "geglu"}
-SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +51,8 @@ def family_of(model_type: str) -> Family:
         >>> family_of("bert")
         Traceback (most recent call last):
         ...
-        mixtura.errors.UserError: expected a model_type among deepseek_v3, gpt_oss, llama, mistral, mixtral, olmoe, \
-qwen2, qwen2_moe, qwen3, qwen3_moe, got 'bert'
+        mixtura.errors.UserError: expected a model_type among deepseek_v2, deepseek_v3, glm4_moe, gpt_oss, granitemoe, \
+llama, mistral, mixtral, olmoe, qwen2, qwen2_moe, qwen3, qwen3_moe, got 'bert'
     """
     if model_type not in FAMILIES:
         raise UserError(f"expected a model_type among {', '.join(sorted(FAMILIES))}, got {model_type!r}")
@@ -86,7 +80,7 @@ qwen2 or qwen3
         kind, others = ("a dense one", DENSE) if config.moe is None else ("a mixture", sorted({*FAMILIES} - {*DENSE}))
         listed = f"{', '.join(others[:-1])} or {others[-1]}"
         raise UserError(f"expected a model that {model_type!r} can express, got {kind}; use {listed}")
-    written = make_config(model_type, {**_shared_values(config), **family.write(config)})
+    written = make_config(model_type, {**shared_values(config), **family.write(config)})
     written.architectures = [family.architecture]
     wanted, again = _flat(config), _flat(family.read(written))
     for name, value in wanted.items():
@@ -107,71 +101,6 @@ def _flat(config: CausalConfig) -> Values:
         values |= {f"moe.{f.name}": getattr(recipe, f.name) for f in fields(recipe)}
     del values["attention"]
     return values
-
-
-def _activation(config: Any) -> str:
-    if config.hidden_act not in ACTIVATIONS:
-        raise UserError(f"expected hidden_act among {', '.join(ACTIVATIONS)}, got {config.hidden_act!r}")
-    return ACTIVATIONS[config.hidden_act]
-
-
-def _attention(c: Any, **changes: Any) -> AttentionConfig:
-    heads = c.num_attention_heads
-    values = {
-        "dim": c.hidden_size,
-        "heads": heads,
-        "kv_heads": c.num_key_value_heads,
-        "head_dim": getattr(c, "head_dim", None) or c.hidden_size // heads,
-        "eps": c.rms_norm_eps,
-    }
-    if "rotary" not in changes:
-        values["rotary"] = rotary(c)
-    return AttentionConfig(**{**values, **changes})
-
-
-def _causal(c: Any, attention: AttentionConfig, **changes: Any) -> CausalConfig:
-    values = {
-        "vocab_size": c.vocab_size,
-        "context": c.max_position_embeddings,
-        "layers": c.num_hidden_layers,
-        "hidden": c.intermediate_size,
-        "activation": _activation(c),
-        "eps": c.rms_norm_eps,
-        "tie_weights": c.tie_word_embeddings,
-        "special_tokens": {name: getattr(c, name) for name in SPECIAL},
-    }
-    return CausalConfig(attention=attention, **{**values, **changes})
-
-
-def _shared_values(config: CausalConfig) -> Values:
-    attention, moe = config.attention, config.moe
-    losses = {} if moe is None else {"router_aux_loss_coef": moe.losses.get("load_balance", 0.0) / (moe.k or 1)}
-    back = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
-    return {
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.context,
-        "num_hidden_layers": config.layers,
-        "intermediate_size": config.hidden,
-        "hidden_size": config.dim,
-        "hidden_act": back.get(config.activation, "silu"),
-        "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.kv_heads,
-        "head_dim": attention.head_dim,
-        "rope_parameters": dict(attention.rotary.rule),
-        "rms_norm_eps": config.eps,
-        "tie_word_embeddings": config.tie_weights,
-        **dict.fromkeys(SPECIAL),
-        **config.special_tokens,
-        **losses,
-    }
-
-
-def _moe(c: Any, *, hidden: int, num_experts: int, **changes: Any) -> MoEConfig:
-    k, coefficient = c.num_experts_per_tok, getattr(c, "router_aux_loss_coef", None)
-    # Theirs has its minimum at K, ours at 1.
-    losses = {"load_balance": coefficient * k} if coefficient else {}
-    values = {"dim": c.hidden_size, "hidden": hidden, "num_experts": num_experts, "k": k, "losses": losses}
-    return MoEConfig(**{"activation": _activation(c), "router": "topk", "router_options": {}, **values, **changes})
 
 
 def _softmax_first(c: Any) -> Values:
@@ -201,16 +130,11 @@ def _write_layers(config: CausalConfig) -> Values:
     return {"sliding_window": window, "use_sliding_window": window is not None, "layer_types": kinds}
 
 
-def _recipe(config: CausalConfig) -> MoEConfig:
-    assert config.moe is not None
-    return config.moe
-
-
 def _read_llama(c: Any) -> CausalConfig:
     bias = bool(c.attention_bias)
     if getattr(c, "mlp_bias", False):
         raise UserError("expected MLPs without biases, got mlp_bias=True")
-    return _causal(c, _attention(c, bias=bias, out_bias=bias))
+    return causal(c, attention(c, bias=bias, out_bias=bias))
 
 
 def _write_llama(config: CausalConfig) -> Values:
@@ -218,16 +142,16 @@ def _write_llama(config: CausalConfig) -> Values:
 
 
 def _read_mistral(c: Any) -> CausalConfig:
-    return _causal(c, _attention(c), windows=_uniform_window(c))
+    return causal(c, attention(c), windows=_uniform_window(c))
 
 
 def _read_qwen2(c: Any) -> CausalConfig:
-    return _causal(c, _attention(c, bias=True), windows=_layer_windows(c))
+    return causal(c, attention(c, bias=True), windows=_layer_windows(c))
 
 
 def _read_qwen3(c: Any) -> CausalConfig:
     bias = bool(c.attention_bias)
-    return _causal(c, _attention(c, bias=bias, out_bias=bias, qk_norm="head"), windows=_layer_windows(c))
+    return causal(c, attention(c, bias=bias, out_bias=bias, qk_norm="head"), windows=_layer_windows(c))
 
 
 def _write_qwen3(config: CausalConfig) -> Values:
@@ -235,12 +159,12 @@ def _write_qwen3(config: CausalConfig) -> Values:
 
 
 def _read_mixtral(c: Any) -> CausalConfig:
-    moe = _moe(c, hidden=c.intermediate_size, num_experts=c.num_local_experts)
-    return _causal(c, _attention(c), windows=_uniform_window(c), moe=moe)
+    moe = moe_recipe(c, hidden=c.intermediate_size, num_experts=c.num_local_experts)
+    return causal(c, attention(c), windows=_uniform_window(c), moe=moe)
 
 
 def _write_mixtral(config: CausalConfig) -> Values:
-    moe = _recipe(config)
+    moe = recipe(config)
     sizes = {"num_local_experts": moe.num_experts, "num_experts_per_tok": moe.k, "intermediate_size": moe.hidden}
     return {**_write_uniform(config), **sizes}
 
@@ -251,7 +175,7 @@ def _dense_blocks(c: Any) -> tuple[int, ...]:
 
 
 def _write_qwen_moe(config: CausalConfig) -> Values:
-    moe = _recipe(config)
+    moe = recipe(config)
     return {
         "num_experts": moe.num_experts,
         "num_experts_per_tok": moe.k,
@@ -264,23 +188,23 @@ def _write_qwen_moe(config: CausalConfig) -> Values:
 
 def _read_qwen2_moe(c: Any) -> CausalConfig:
     shared = {"shared_hidden": c.shared_expert_intermediate_size, "shared_gate": "sigmoid"}
-    moe = _moe(c, hidden=c.moe_intermediate_size, num_experts=c.num_experts, **_softmax_first(c), **shared)
-    attention = _attention(c, bias=bool(c.qkv_bias))
-    return _causal(c, attention, windows=_layer_windows(c), moe=moe, dense_blocks=_dense_blocks(c))
+    moe = moe_recipe(c, hidden=c.moe_intermediate_size, num_experts=c.num_experts, **_softmax_first(c), **shared)
+    heads = attention(c, bias=bool(c.qkv_bias))
+    return causal(c, heads, windows=_layer_windows(c), moe=moe, dense_blocks=_dense_blocks(c))
 
 
 def _write_qwen2_moe(config: CausalConfig) -> Values:
-    if not _recipe(config).shared_hidden:
+    if not recipe(config).shared_hidden:
         raise UserError("expected a shared expert for 'qwen2_moe', got none; use qwen3_moe, olmoe or mixtral")
-    shared = {"shared_expert_intermediate_size": _recipe(config).shared_hidden, "qkv_bias": config.attention.bias}
+    shared = {"shared_expert_intermediate_size": recipe(config).shared_hidden, "qkv_bias": config.attention.bias}
     return {**_write_qwen_moe(config), **_write_layers(config), **shared}
 
 
 def _read_qwen3_moe(c: Any) -> CausalConfig:
     bias = bool(c.attention_bias)
-    moe = _moe(c, hidden=c.moe_intermediate_size, num_experts=c.num_experts, **_softmax_first(c))
-    attention = _attention(c, bias=bias, out_bias=bias, qk_norm="head")
-    return _causal(c, attention, windows=_uniform_window(c), moe=moe, dense_blocks=_dense_blocks(c))
+    moe = moe_recipe(c, hidden=c.moe_intermediate_size, num_experts=c.num_experts, **_softmax_first(c))
+    heads = attention(c, bias=bias, out_bias=bias, qk_norm="head")
+    return causal(c, heads, windows=_uniform_window(c), moe=moe, dense_blocks=_dense_blocks(c))
 
 
 def _write_qwen3_moe(config: CausalConfig) -> Values:
@@ -291,85 +215,53 @@ def _read_olmoe(c: Any) -> CausalConfig:
     if c.clip_qkv is not None:
         raise UserError(f"expected clip_qkv=None, got {c.clip_qkv}: clipped queries and keys are not supported")
     bias = bool(c.attention_bias)
-    moe = _moe(c, hidden=c.intermediate_size, num_experts=c.num_experts, **_softmax_first(c))
-    return _causal(c, _attention(c, bias=bias, out_bias=bias, qk_norm="all"), moe=moe)
+    moe = moe_recipe(c, hidden=c.intermediate_size, num_experts=c.num_experts, **_softmax_first(c))
+    return causal(c, attention(c, bias=bias, out_bias=bias, qk_norm="all"), moe=moe)
 
 
 def _write_olmoe(config: CausalConfig) -> Values:
-    moe = _recipe(config)
+    moe = recipe(config)
     return {**_write_qwen_moe(config), **_write_llama(config), "intermediate_size": moe.hidden}
-
-
-def _read_deepseek(c: Any) -> CausalConfig:
-    bias = bool(c.attention_bias)
-    latent = Latent(kv_rank=c.kv_lora_rank, q_rank=c.q_lora_rank, value_dim=c.v_head_dim)
-    attention = _attention(
-        c,
-        head_dim=c.qk_nope_head_dim,
-        rotary=rotary(c, interleaved=bool(c.rope_interleave)),
-        bias=bias,
-        out_bias=bias,
-        latent=latent,
-        scale=latent_scale(c, c.qk_nope_head_dim + c.qk_rope_head_dim),
-    )
-    moe = _moe(
-        c,
-        hidden=c.moe_intermediate_size,
-        num_experts=c.n_routed_experts,
-        router="sigmoid_bias",
-        router_options={
-            "groups": c.n_group,
-            "group_k": c.topk_group,
-            "renormalize": bool(c.norm_topk_prob),
-            "scale": c.routed_scaling_factor,
-        },
-        shared_hidden=c.n_shared_experts * c.moe_intermediate_size,
-    )
-    dense = tuple(range(min(c.first_k_dense_replace, c.num_hidden_layers)))
-    return _causal(c, attention, moe=moe, dense_blocks=dense)
-
-
-def _write_deepseek(config: CausalConfig) -> Values:
-    moe, attention, latent = _recipe(config), config.attention, config.attention.latent
-    if latent is None or moe.router != "sigmoid_bias" or not moe.shared_hidden:
-        raise UserError(
-            "expected latent attention, sigmoid_bias routers and shared experts for 'deepseek_v3', got others"
-        )
-    options = moe.router_options
-    width = 2 * len(attention.rotary.frequencies)
-    return {
-        "head_dim": width,
-        "qk_rope_head_dim": width,
-        "qk_nope_head_dim": attention.head_dim,
-        "v_head_dim": latent.value_dim,
-        "kv_lora_rank": latent.kv_rank,
-        "q_lora_rank": latent.q_rank,
-        "rope_interleave": attention.rotary.interleaved,
-        "attention_bias": attention.out_bias,
-        "n_routed_experts": moe.num_experts,
-        "num_experts_per_tok": moe.k,
-        "moe_intermediate_size": moe.hidden,
-        "n_shared_experts": moe.shared_hidden // moe.hidden,
-        "n_group": options.get("groups", 1),
-        "topk_group": options.get("group_k", 1),
-        "norm_topk_prob": options.get("renormalize", True),
-        "routed_scaling_factor": options.get("scale", 1.0),
-        "first_k_dense_replace": len(config.dense_blocks),
-        "num_nextn_predict_layers": 0,
-    }
 
 
 def _read_gpt_oss(c: Any) -> CausalConfig:
     if (c.swiglu_alpha, c.swiglu_limit) != (1.702, 7.0):
         raise UserError(f"expected swiglu_alpha=1.702 and limit 7.0, got {c.swiglu_alpha} and {c.swiglu_limit}")
     bias = bool(c.attention_bias)
-    moe = _moe(c, hidden=c.intermediate_size, num_experts=c.num_local_experts, activation="clamped_swiglu", bias=True)
-    attention = _attention(c, bias=bias, out_bias=bias, sinks=True)
-    return _causal(c, attention, windows=_layer_windows(c), moe=moe, router_bias=True)
+    moe = moe_recipe(
+        c, hidden=c.intermediate_size, num_experts=c.num_local_experts, activation="clamped_swiglu", bias=True
+    )
+    heads = attention(c, bias=bias, out_bias=bias, sinks=True)
+    return causal(c, heads, windows=_layer_windows(c), moe=moe, router_bias=True)
 
 
 def _write_gpt_oss(config: CausalConfig) -> Values:
     return {**_write_mixtral(config), **_write_layers(config), **_write_llama(config)}
+
+
+def _read_granite(c: Any) -> CausalConfig:
+    bias, width = bool(c.attention_bias), c.hidden_size // c.num_attention_heads
+    scale = None if c.attention_multiplier == width**-0.5 else float(c.attention_multiplier)
+    return causal(
+        c,
+        attention(c, bias=bias, out_bias=bias, scale=scale),
+        moe=moe_recipe(c, hidden=c.intermediate_size, num_experts=c.num_local_experts),
+        embedding_scale=float(c.embedding_multiplier),
+        residual_scale=float(c.residual_multiplier),
+        logits_scale=float(c.logits_scaling),
+    )
+
+
+def _write_granite(config: CausalConfig) -> Values:
+    scale = config.attention.scale
+    return {
+        **_write_mixtral(config),
+        **_write_llama(config),
+        "attention_multiplier": config.attention.head_dim**-0.5 if scale is None else scale,
+        "embedding_multiplier": config.embedding_scale,
+        "residual_multiplier": config.residual_scale,
+        "logits_scaling": config.logits_scale,
+    }
 
 
 def _family(architecture: str, read: Callable[[Any], CausalConfig], write: Any, *pairs: Sequence[names.Pair]) -> Family:
@@ -387,7 +279,10 @@ FAMILIES: dict[str, Family] = {
     "qwen2_moe": _family("Qwen2Moe", _read_qwen2_moe, _write_qwen2_moe, A, D, names.QWEN2),
     "qwen3_moe": _family("Qwen3Moe", _read_qwen3_moe, _write_qwen3_moe, A, D, names.QWEN),
     "olmoe": _family("Olmoe", _read_olmoe, _write_olmoe, A, names.QWEN),
-    "deepseek_v3": _family("DeepseekV3", _read_deepseek, _write_deepseek, names.LATENT, D, names.DEEPSEEK),
     "gpt_oss": _family("GptOss", _read_gpt_oss, _write_gpt_oss, A, names.GPT_OSS),
+    "granitemoe": _family("GraniteMoe", _read_granite, _write_granite, A, names.GRANITE),
+    "deepseek_v2": _family("DeepseekV2", latent.read_v2, latent.write_v2, names.LATENT, D, names.SHARED),
+    "deepseek_v3": _family("DeepseekV3", latent.read_v3, latent.write_v3, names.LATENT, D, names.DEEPSEEK),
+    "glm4_moe": _family("Glm4Moe", latent.read_glm, latent.write_glm, A, D, names.DEEPSEEK),
 }
 DENSE = ("llama", "mistral", "qwen2", "qwen3")

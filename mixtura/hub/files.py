@@ -4,7 +4,7 @@ Nothing is ever unpickled.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +40,38 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         ...
         mixtura.errors.UserError: expected model.safetensors, or shards with their index, in 'nowhere', got neither
     """
-    library = _safetensors()
     for path, names in _shards(folder).items():
-        try:
-            with library.safe_open(path, framework="pt") as shard:
-                held = set(shard.keys())
-                if names is not None and held != names:
-                    odd = sorted(held ^ names)
-                    raise UserError(f"expected in '{path}' what its index says, got a difference: {some(odd)}")
-                for name in sorted(held):
-                    yield name, shard.get_tensor(name)
-        except (library.SafetensorError, OSError) as error:
-            raise UserError(
-                f"expected a whole safetensors file, got '{path}': {one_line(error)}; copy it again"
-            ) from error
+        yield from read_file(path, names=names)
+
+
+def read_file(path: Path, *, names: set[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of one safetensors file, one after another.
+
+    Args:
+        path: the file.
+        names: what it should hold; None: whatever it holds.
+
+    Raises:
+        UserError: a missing or damaged file, or one that holds something else.
+
+    Example:
+        >>> next(read_file(Path("nowhere.safetensors")))
+        Traceback (most recent call last):
+        ...
+        mixtura.errors.UserError: expected a whole safetensors file, got 'nowhere.safetensors': No such file or \
+directory: nowhere.safetensors; copy it again
+    """
+    library = _safetensors()
+    try:
+        with library.safe_open(path, framework="pt") as shard:
+            held = set(shard.keys())
+            if names is not None and held != names:
+                odd = sorted(held ^ names)
+                raise UserError(f"expected in '{path}' what its index says, got a difference: {some(odd)}")
+            for name in sorted(held):
+                yield name, shard.get_tensor(name)
+    except (library.SafetensorError, OSError) as error:
+        raise UserError(f"expected a whole safetensors file, got '{path}': {one_line(error)}; copy it again") from error
 
 
 def _shards(folder: Path) -> dict[Path, set[str] | None]:
@@ -105,7 +123,6 @@ def write_tensors(
         ...     files[0].name, [(key, value.tolist()) for key, value in read_tensors(Path(name))]
         ('model.safetensors', [('a', [0.0, 0.0, 0.0])])
     """
-    library = _safetensors()
     plan: list[list[str]] = [[]]
     filled = total = 0
     for name, tensor in stream():
@@ -118,14 +135,27 @@ def write_tensors(
     names = [SINGLE] if len(plan) == 1 else [_shard_name(number, len(plan)) for number in range(len(plan))]
     tensors = iter(stream())
     for name, keys in zip(names, plan, strict=True):
-        # clone: what a view shares with others must not be written twice or refused.
-        shard = {key: next(tensors)[1].detach().cpu().clone(memory_format=torch.contiguous_format) for key in keys}
-        library.torch.save_file(shard, folder / name, metadata={"format": "pt"})
+        write_file(folder / name, {key: next(tensors)[1] for key in keys})
     if len(plan) > 1:
         where = {key: name for name, keys in zip(names, plan, strict=True) for key in keys}
         text = json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2)
         (folder / INDEX).write_text(text + "\n", encoding="utf-8")
     return [folder / name for name in names]
+
+
+def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write one safetensors file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_file(Path(folder, "a.safetensors"), {"a": torch.ones(2)})
+        ...     next(read_file(Path(folder, "a.safetensors")))
+        ('a', tensor([1., 1.]))
+    """
+    # clone: what a view shares with others must not be written twice or refused.
+    whole = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    _safetensors().torch.save_file(whole, path, metadata={"format": "pt"})
 
 
 def _shard_name(number: int, count: int) -> str:

@@ -85,6 +85,7 @@ def rotary(config: Any, *, interleaved: bool = False) -> Rotary:
         raise UserError(f"expected rotary frequencies that stay the same at every length, got rope_type={kind!r}")
     if kind == "default":
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        width = int(width * rule.get("partial_rotary_factor", 1.0))
         found = Rotary.plain(width, base=rule["rope_theta"])
         return Rotary(frequencies=found.frequencies, interleaved=interleaved, rule=rule)
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

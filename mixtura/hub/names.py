@@ -138,14 +138,20 @@ QWEN2 = [
     *_gated("mlp.shared_expert", "feed_forward.shared"),
     *_same(feed_forward__shared_gate="mlp.shared_expert_gate"),
 ]
+SHARED = [*QWEN, *_gated("mlp.shared_experts", "feed_forward.shared")]
 DEEPSEEK = [
-    *QWEN,
-    *_gated("mlp.shared_experts", "feed_forward.shared"),
+    *SHARED,
     Pair(theirs=f"{LAYER}mlp.gate.e_score_correction_bias", ours=f"{BLOCK}feed_forward.router.bias"),
 ]
 MIXTRAL = [
     *_same(feed_forward__router="block_sparse_moe.gate"),
     *_experts("block_sparse_moe.experts", gate="w1", up="w3", down="w2"),
+]
+_GRANITE, _EXPERTS = f"{LAYER}block_sparse_moe.", f"{BLOCK}feed_forward.experts."
+GRANITE = [
+    *_same(feed_forward__router="block_sparse_moe.router.layer"),
+    Pair(theirs=f"{_GRANITE}input_linear.weight", ours=f"{_EXPERTS}up_proj"),
+    Pair(theirs=f"{_GRANITE}output_linear.weight", ours=f"{_EXPERTS}down_proj"),
 ]
 _STACK = f"{LAYER}mlp.experts."
 GPT_OSS = [

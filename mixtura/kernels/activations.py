@@ -4,6 +4,7 @@ A gated activation takes 2F pre-activation columns (gate half first, then up) an
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -79,14 +80,18 @@ def _clamped_swiglu_backward(da: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 _gelu = torch.nn.functional.gelu
+_gelu_tanh = partial(_gelu, approximate="tanh")
+_gelu_tanh_backward = partial(_aten.gelu_backward, approximate="tanh")
 _silu = torch.nn.functional.silu
 
 ACTIVATIONS: dict[str, Activation] = {
     "relu": _plain(torch.relu, _relu_grad),
     "gelu": _plain(_gelu, _aten.gelu_backward),
+    "gelu_tanh": _plain(_gelu_tanh, _gelu_tanh_backward),
     "silu": _plain(_silu, _aten.silu_backward),
     "swiglu": _gated(_silu, _aten.silu_backward),
     "geglu": _gated(_gelu, _aten.gelu_backward),
+    "geglu_tanh": _gated(_gelu_tanh, _gelu_tanh_backward),
     "clamped_swiglu": Activation(_clamped_swiglu, _clamped_swiglu_backward, gated=True),
 }
 

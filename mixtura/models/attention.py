@@ -43,17 +43,56 @@ class Rotary:
         frequencies = 1.0 / (base ** (torch.arange(0, width, 2, dtype=torch.float32) / width))
         return cls(frequencies=tuple(frequencies.tolist()), rule={"rope_type": "default", "rope_theta": base})
 
-    def tables(self, length: int, *, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the first positions, in the dtype of a tensor: (L, r / 2) each."""
-        positions = torch.arange(length, dtype=torch.float32, device=like.device)
+    def tables(self, length: int, *, like: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of positions from `start` on, in the dtype of a tensor: (L, r / 2) each."""
+        positions = torch.arange(start, start + length, dtype=torch.float32, device=like.device)
         angle = torch.outer(positions, torch.tensor(self.frequencies, dtype=torch.float32, device=like.device))
         return (angle.cos() * self.scale).to(like.dtype), (angle.sin() * self.scale).to(like.dtype)
 
     def rotate(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-        """Turn (B, H, L, r) by position; interleaved pairs come out as halves."""
+        """Turn the first r numbers of (B, H, L, d) by position; interleaved pairs come out as halves."""
+        x, rest = x.tensor_split([2 * len(self.frequencies)], dim=-1)
         a, b = (x[..., 0::2], x[..., 1::2]) if self.interleaved else x.chunk(2, dim=-1)
         cos, sin = tables
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
+
+
+class Cache:
+    """What the attention of each block keeps of the tokens seen so far: keys and values, or what they come out of.
+
+    Room is made for twice as many tokens whenever it is full, so that storing one costs the same on average.
+
+    Attributes:
+        length: tokens that every block has stored.
+
+    Shapes: each pair (B, G, L, d) and (B, G, L, another d).
+
+    Example:
+        >>> cache = Cache()
+        >>> first, _ = cache.extend(0, torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4))
+        >>> cache.length = 3
+        >>> cache.extend(0, torch.ones(1, 1, 1, 4), torch.ones(1, 1, 1, 4))[0].shape
+        torch.Size([1, 1, 4, 4])
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._stored: dict[tuple[int, int], Tensor] = {}
+
+    def extend(self, block: int, *new: Tensor) -> tuple[Tensor, ...]:
+        """Store one block's new tensors behind its others; returns all of them."""
+        return tuple(self._extend((block, number), x) for number, x in enumerate(new))
+
+    def _extend(self, key: tuple[int, int], x_BGLd: Tensor) -> Tensor:
+        B, G, L, d = x_BGLd.shape
+        end, stored = self.length + L, self._stored.get(key)
+        if stored is None or stored.shape[2] < end:
+            room = x_BGLd.new_empty(B, G, max(2 * self.length, end), d)
+            if stored is not None:
+                room[:, :, : self.length] = stored[:, :, : self.length]
+            self._stored[key] = stored = room
+        stored[:, :, self.length : end] = x_BGLd
+        return stored[:, :, :end]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +123,7 @@ class AttentionConfig:
         heads: H.
         kv_heads: G; each serves H / G query heads.
         head_dim: d, of queries and keys; of a latent attention without the rotated part.
-        rotary: positions; of a latent attention its width is beside `head_dim`, else within it.
+        rotary: positions; of a latent attention its width is beside `head_dim`, else within it, at its beginning.
         qk_norm: RMS norm of queries and keys with learned weights: of each "head", or of "all" heads together.
         bias: biases of the projections to queries, keys and values (latent: of the compressing ones).
         out_bias: of the output projection.
@@ -138,7 +177,7 @@ def attend(
     """Causal attention: (B, H, L, width of a value).
 
     Args:
-        q_BHLd: queries.
+        q_BHLd: queries, of the last L of the tokens that the keys are of.
         k_BGLd: keys.
         v_BGLd: values.
         window: a token sees itself and the window - 1 before it; None: all before it.
@@ -151,17 +190,20 @@ def attend(
         [0.5, 0.6666666865348816]
     """
     options: dict[str, Any] = {"scale": scale, "enable_gqa": q_BHLd.shape[1] != k_BGLd.shape[1]}
-    L = q_BHLd.shape[2]
-    if (window is None or window >= L) and sinks is None:
-        return F.scaled_dot_product_attention(q_BHLd, k_BGLd, v_BGLd, is_causal=True, **options)
-    distance_LL = torch.arange(L, device=q_BHLd.device).unsqueeze(1) - torch.arange(L, device=q_BHLd.device)
-    is_seen_LL = (distance_LL >= 0) & (distance_LL < (window or L))
+    L, all_L = q_BHLd.shape[2], k_BGLd.shape[2]
+    if (window is None or window >= all_L) and sinks is None and L in (1, all_L):
+        return F.scaled_dot_product_attention(q_BHLd, k_BGLd, v_BGLd, is_causal=L > 1, **options)
+    places_L = torch.arange(all_L, device=q_BHLd.device)
+    distance_LL = places_L[-L:].unsqueeze(1) - places_L
+    is_seen_LL = (distance_LL >= 0) & (distance_LL < (window or all_L))
     if sinks is None:
         return F.scaled_dot_product_attention(q_BHLd, k_BGLd, v_BGLd, attn_mask=is_seen_LL, **options)
     # A sink is one more key, zero like its value, whose logit is all mask.
     score_LL = torch.zeros_like(is_seen_LL, dtype=q_BHLd.dtype).masked_fill(~is_seen_LL, -torch.inf)
     H = q_BHLd.shape[1]
-    mask = torch.cat([score_LL.expand(1, H, L, L), sinks.to(q_BHLd.dtype).view(1, H, 1, 1).expand(1, H, L, 1)], dim=-1)
+    mask = torch.cat(
+        [score_LL.expand(1, H, L, all_L), sinks.to(q_BHLd.dtype).view(1, H, 1, 1).expand(1, H, L, 1)], dim=-1
+    )
     k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k_BGLd, v_BGLd))
     return F.scaled_dot_product_attention(q_BHLd, k, v, attn_mask=mask, **options)
 
@@ -188,14 +230,18 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = (nn.RMSNorm(normed[x], eps=config.eps) for x in ("q", "k"))
         self.sinks = nn.Parameter(torch.zeros(config.heads)) if config.sinks else None
 
-    def forward(self, x_BLD: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
+    def forward(
+        self, x_BLD: Tensor, tables: tuple[Tensor, Tensor], *, cache: Cache | None = None, block: int = 0
+    ) -> Tensor:
+        """(B, L, D) -> (B, L, D); with a cache, L new tokens behind those that the block has stored there."""
         rotary = self.config.rotary
         q, k = self._heads(self.q(x_BLD), self.q_norm), self._heads(self.k(x_BLD), self.k_norm)
-        v = self._heads(self.v(x_BLD), None)
+        k, v = rotary.rotate(k, tables), self._heads(self.v(x_BLD), None)
+        if cache is not None:
+            k, v = cache.extend(block, k, v)
         y = attend(
             rotary.rotate(q, tables),
-            rotary.rotate(k, tables),
+            k,
             v,
             window=self.window,
             sinks=self.sinks,
@@ -247,15 +293,19 @@ class LatentAttention(nn.Module):
         self.kv_up = nn.Linear(latent.kv_rank, config.heads * (config.head_dim + latent.value_dim), bias=False)
         self.out = nn.Linear(config.heads * latent.value_dim, config.dim, bias=config.out_bias)
 
-    def forward(self, x_BLD: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
+    def forward(
+        self, x_BLD: Tensor, tables: tuple[Tensor, Tensor], *, cache: Cache | None = None, block: int = 0
+    ) -> Tensor:
+        """(B, L, D) -> (B, L, D); a cache holds the narrow vectors, from which keys and values are made each time."""
         H, d, rotary = self.config.heads, self.config.head_dim, self.config.rotary
         q, q_rotated = self.q(x_BLD).unflatten(-1, (H, -1)).transpose(1, 2).split([d, self.rotated], dim=-1)
         narrow, k_rotated = self.kv_down(x_BLD).split([self.rank, self.rotated], dim=-1)
-        kv = self.kv_up(self.kv_norm(narrow)).unflatten(-1, (H, -1)).transpose(1, 2)
+        narrow, k_rotated = self.kv_norm(narrow).unsqueeze(1), rotary.rotate(k_rotated.unsqueeze(1), tables)
+        if cache is not None:
+            narrow, k_rotated = cache.extend(block, narrow, k_rotated)
+        kv = self.kv_up(narrow.squeeze(1)).unflatten(-1, (H, -1)).transpose(1, 2)
         k, v = kv.split([d, self.value_dim], dim=-1)
-        # All heads share the rotated part of the keys.
-        k_rotated = rotary.rotate(k_rotated.unsqueeze(1), tables).expand(-1, H, -1, -1)
+        k_rotated = k_rotated.expand(-1, H, -1, -1)  # all heads share the rotated part of the keys
         q = torch.cat([q, rotary.rotate(q_rotated, tables)], dim=-1)
         y = attend(q, torch.cat([k, k_rotated], dim=-1), v, window=self.window, scale=self.config.scale)
         mixed: Tensor = self.out(y.transpose(1, 2).flatten(2))

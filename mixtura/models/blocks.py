@@ -57,7 +57,7 @@ class BlocksConfig:
     dropout: float = 0.0
     """In training, the share of each expert's hidden units set to 0; fine-tuning takes more than pre-training."""
     activation: str = "gelu"
-    """relu, gelu, silu, swiglu, geglu or clamped_swiglu."""
+    """relu, gelu, gelu_tanh, silu, swiglu, geglu, geglu_tanh or clamped_swiglu."""
     num_experts: int = 16
     """E, experts of each mixture; 0: a dense model."""
     k: int = 1

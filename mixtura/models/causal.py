@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mixtura.config import MoEConfig
 from mixtura.errors import UserError
 from mixtura.experts import MLP
-from mixtura.models.attention import AttentionConfig, Rotary
+from mixtura.models.attention import AttentionConfig, Cache, Rotary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,9 @@ class CausalConfig:
         dense_blocks: numbers of the blocks that are dense all the same.
         router_bias: the routers are linear maps with a bias.
         eps: of the norms.
+        embedding_scale: multiplies the embedding (Granite).
+        residual_scale: multiplies what each half of a block adds (Granite).
+        logits_scale: divides the logits (Granite).
         tie_weights: use the embedding as the output layer too.
         special_tokens: ids of the vocabulary by name, `eos_token_id` for instance; the model makes no use of them.
 
@@ -55,6 +58,9 @@ class CausalConfig:
     dense_blocks: tuple[int, ...] = ()
     router_bias: bool = False
     eps: float = 1e-6
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logits_scale: float = 1.0
     tie_weights: bool = False
     special_tokens: Mapping[str, Any] = field(default_factory=dict)
 
@@ -119,16 +125,23 @@ class CausalBlock(nn.Module):
 
     def __init__(self, config: CausalConfig, number: int) -> None:
         super().__init__()
+        self.number, self.scale = number, config.residual_scale
         self.attention_norm = nn.RMSNorm(config.dim, eps=config.eps)
         self.attention = config.attention.build(window=config.windows[number] if config.windows else None)
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=config.eps)
         self.feed_forward = config.feed_forward(number)
 
-    def forward(self, x_BLD: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), tables)
-        y_BLD: Tensor = x_BLD + self.feed_forward(self.feed_forward_norm(x_BLD))
+    def forward(self, x_BLD: Tensor, tables: tuple[Tensor, Tensor], *, cache: Cache | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D); with a cache, L new tokens behind those in it."""
+        attended = self.attention(self.attention_norm(x_BLD), tables, cache=cache, block=self.number)
+        x_BLD = x_BLD + _times(attended, self.scale)
+        y_BLD: Tensor = x_BLD + _times(self.feed_forward(self.feed_forward_norm(x_BLD)), self.scale)
         return y_BLD
+
+
+def _times(x: Tensor, factor: float) -> Tensor:
+    """The product, without a pass over memory where the factor is 1, as nearly all families have it."""
+    return x if factor == 1 else x * factor
 
 
 class Causal(nn.Module):
@@ -165,14 +178,19 @@ class Causal(nn.Module):
         if self.config.tie_weights:
             self.head.weight = self.embedding.weight
 
-    def forward(self, ids_BL: Tensor) -> Tensor:
-        """Token ids (B, L) to logits (B, L, V)."""
-        length = ids_BL.shape[1]
-        if length > self.config.context:
-            raise UserError(f"expected at most {self.config.context} tokens (context), got {length}")
-        x_BLD = self.embedding(ids_BL)
-        tables = self.config.attention.rotary.tables(length, like=x_BLD)
+    def new_cache(self) -> Cache:
+        """An empty cache, for `forward`."""
+        return Cache()
+
+    def forward(self, ids_BL: Tensor, *, cache: Cache | None = None) -> Tensor:
+        """Token ids (B, L) to logits (B, L, V); with a cache, the tokens continue those in it."""
+        start, length = (0 if cache is None else cache.length), ids_BL.shape[1]
+        if start + length > self.config.context:
+            raise UserError(f"expected at most {self.config.context} tokens (context), got {start + length}")
+        x_BLD = _times(self.embedding(ids_BL), self.config.embedding_scale)
+        tables = self.config.attention.rotary.tables(length, like=x_BLD, start=start)
         for block in self.blocks:
-            x_BLD = block(x_BLD, tables)
-        logits_BLV: Tensor = self.head(self.norm(x_BLD))
-        return logits_BLV
+            x_BLD = block(x_BLD, tables, cache=cache)
+        if cache is not None:
+            cache.length += length
+        return _times(self.head(self.norm(x_BLD)), 1 / self.config.logits_scale)

@@ -210,6 +210,11 @@ class GPT(nn.Module):
         if self.config.tie_weights:
             self.head.weight = self.embedding.weight
 
+    def new_cache(self) -> KVCache:
+        """An empty cache for one sequence, for `forward`."""
+        weight = self.embedding.weight
+        return KVCache(self.config, batch_size=1, device=weight.device, dtype=weight.dtype)
+
     def forward(self, ids_BL: Tensor, *, targets_BL: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Token ids (B, L) to logits (B, L, V); with a cache, the tokens continue those in it.
 

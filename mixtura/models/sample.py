@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from mixtura.errors import UserError
-from mixtura.models.gpt import GPT, KVCache
+from mixtura.models.causal import Causal
+from mixtura.models.gpt import GPT
 
 
 @torch.no_grad()
 def generate(
-    model: GPT,
+    model: GPT | Causal,
     ids_L: Tensor,
     *,
     max_tokens: int = 256,
@@ -48,14 +49,14 @@ def generate(
         raise UserError(f"expected a temperature of at least 0, got {temperature}")
     if top_k < 0:
         raise UserError(f"expected top_k of at least 0 (0: all tokens), got {top_k}")
-    context, weight = model.config.context, model.embedding.weight
+    context, device = model.config.context, model.embedding.weight.device
     seen = ids_L.tolist()[-context:]
     cache, pending = None, seen
     for _ in range(max_tokens):
         if cache is None or cache.length + len(pending) > context:
-            cache = KVCache(model.config, batch_size=1, device=weight.device, dtype=weight.dtype)
+            cache = model.new_cache()
             pending = seen = seen[-context:] if len(seen) < context else seen[-(context // 2 + 1) :]
-        logits_V = model(torch.tensor([pending], device=weight.device), cache=cache)[0, -1].float()
+        logits_V = model(torch.tensor([pending], device=device), cache=cache)[0, -1].float()
         token = _draw(logits_V, temperature=temperature, top_k=top_k, generator=generator)
         if token == stop_id:
             return

@@ -3,7 +3,7 @@
 import pickle
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -199,6 +199,58 @@ def _router_adapter(layer: MoE) -> _LowRank | None:
     return adapter if isinstance(adapter, _LowRank) else None
 
 
+class LoRAParts(NamedTuple):
+    """The adapters of a model.
+
+    Attributes:
+        rank: r.
+        alpha: their strength.
+        targets: what has some: "experts", "routers".
+        tensors: by the name of the experts (up_a, up_b, down_a, down_b; see `LoRAExperts`) or of the router, whose
+            matrix W + (alpha / r) b a has a (r, D) and b (E, r).
+
+    Example:
+        >>> LoRAParts(rank=2, alpha=2.0, targets=["routers"], tensors={}).rank
+        2
+    """
+
+    rank: int
+    alpha: float
+    targets: list[Target]
+    tensors: dict[str, dict[str, nn.Parameter]]
+
+
+def lora_parts(model: nn.Module) -> LoRAParts:
+    """A model's adapters, by name.
+
+    Raises:
+        UserError: no adapters.
+
+    Example:
+        >>> import mixtura as mx
+        >>> layer = mx.MoEConfig(dim=8, hidden=16, num_experts=4).build()
+        >>> add_lora(layer, rank=2)
+        >>> {name: list(parts) for name, parts in lora_parts(layer).tensors.items()}
+        {'router': ['a', 'b'], 'experts': ['up_a', 'up_b', 'down_a', 'down_b']}
+    """
+    layer = _adapted(model)[0]
+    targets: list[Target] = []
+    rank, alpha = 0, 0.0
+    if isinstance(layer.experts, LoRAExperts):
+        targets.append("experts")
+        rank, alpha = layer.experts.rank, layer.experts.alpha
+    if (adapter := _router_adapter(layer)) is not None:
+        targets.append("routers")
+        rank = adapter.a.shape[0]
+        alpha = adapter.scale * rank
+    tensors = {
+        name.removesuffix(".parametrizations.weight.0"): dict(module.named_parameters(recurse=False))
+        for name, module in model.named_modules()
+        if isinstance(module, LoRAExperts | _LowRank)
+    }
+    return LoRAParts(rank, alpha, targets, tensors)
+
+
 def save_lora(model: nn.Module, path: str | Path) -> None:
     """Write a model's adapters, without the weights under them, for `load_lora`.
 
@@ -215,18 +267,10 @@ def save_lora(model: nn.Module, path: str | Path) -> None:
         >>> layer.experts.rank
         2
     """
-    layer = _adapted(model)[0]
-    targets: list[str] = []
-    rank, alpha = 0, 0.0
-    if isinstance(layer.experts, LoRAExperts):
-        targets.append("experts")
-        rank, alpha = layer.experts.rank, layer.experts.alpha
-    if (adapter := _router_adapter(layer)) is not None:
-        targets.append("routers")
-        rank = adapter.a.shape[0]
-        alpha = adapter.scale * rank
-    tensors = {name: tensor.detach().cpu() for name, tensor in _tensors(model).items()}
-    torch.save({"rank": rank, "alpha": alpha, "targets": targets, "tensors": tensors}, path)
+    parts = lora_parts(model)
+    tensors = {name: tensor.detach().cpu() for name, tensor in _flat(parts).items()}
+    facts = {"rank": parts.rank, "alpha": parts.alpha, "targets": parts.targets}
+    torch.save({**facts, "tensors": tensors}, path)
 
 
 def load_lora(model: nn.Module, path: str | Path) -> None:
@@ -249,7 +293,7 @@ def load_lora(model: nn.Module, path: str | Path) -> None:
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise UserError(f"expected a file that save_lora wrote in {str(path)!r}, got something else") from error
     add_lora(model, rank=rank, alpha=alpha, targets=targets)
-    mine = _tensors(model)
+    mine = _flat(lora_parts(model))
     shapes, theirs = ({name: tuple(t.shape) for name, t in each.items()} for each in (mine, tensors))
     if shapes != theirs:
         merge_lora(model)
@@ -260,10 +304,5 @@ def load_lora(model: nn.Module, path: str | Path) -> None:
             tensor.copy_(tensors[name])
 
 
-def _tensors(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {
-        f"{name}.{part}": parameter
-        for name, module in model.named_modules()
-        if isinstance(module, LoRAExperts | _LowRank)
-        for part, parameter in module.named_parameters(recurse=False)
-    }
+def _flat(parts: LoRAParts) -> dict[str, nn.Parameter]:
+    return {f"{name}.{part}": tensor for name, held in parts.tensors.items() for part, tensor in held.items()}

@@ -39,8 +39,9 @@ def branch(path: str | Path, following: Next, *, domains: Sequence[str] = (), cl
     """Train one branch per domain of a run's text, from the run's model; returns the folder of the branches.
 
     The branches know nothing of one another: each is a run in that folder, trained by a process of its own
-    (`mixtura resume`) on its domain alone, `jobs` of them at a time, and writes what it says to `branch.log`. Called
-    again, after a Ctrl-C, a crash or a power cut, it goes on with those that have not ended.
+    (`mixtura resume`) on its domain alone, `jobs` of them at a time, and writes what it says to `branch.log`. When
+    this process ends, however it ends, they save a checkpoint and end too. Called again, after a Ctrl-C, a crash or a
+    power cut, it goes on with those that have not ended.
 
     Args:
         path: the folder of the run to begin with, the seed.
@@ -130,13 +131,15 @@ def _train_all(runs: Sequence[Run], *, jobs: int) -> None:
             time.sleep(0.2)
             for run, process in list(running.items()):
                 if process.poll() is not None:
+                    process.communicate()  # closes its input
                     del running[run]
                     say(f"{run.folder}: {'ended' if process.returncode == 0 else 'failed'}")
                     failed += [run] if process.returncode else []
     finally:
-        # After a Ctrl-C, which they have heard too, each saves a checkpoint.
+        # After a Ctrl-C, which they have heard too, each saves a checkpoint; to close its input would be a second one.
         for process in running.values():
             process.wait()
+            process.communicate()
     if failed:
         logs = ", ".join(shlex.quote(str(run.folder / "branch.log")) for run in failed)
         raise UserError(f"expected every branch to train, got failures, told in {logs}; mend it, and branch again")
@@ -144,9 +147,10 @@ def _train_all(runs: Sequence[Run], *, jobs: int) -> None:
 
 def _start(run: Run) -> subprocess.Popen[bytes]:
     with (run.folder / "branch.log").open("ab") as log:
-        command = [sys.executable, "-m", "mixtura", "resume", str(run.folder)]
+        command = [sys.executable, "-m", "mixtura.train.worker", str(run.folder)]
+        # Nothing is written to its input, whose end tells it that this process has gone.
         return subprocess.Popen(  # noqa: S603  # our own interpreter and arguments, without a shell in between
-            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.PIPE
         )
 
 

@@ -143,7 +143,7 @@ def test_another_config(mixtral):
         ("num_local_experts", 5, "got none, or only a part, for blocks.0.feed_forward.router.weight|expected shape"),
         ("num_local_experts", 3, "expected an index below 3|expected shape"),
         ("model_type", "bert", "expected a model_type among"),
-        ("hidden_act", "relu", "expected hidden_act among silu, gelu, got 'relu'"),
+        ("hidden_act", "relu", "expected hidden_act among silu, gelu, gelu_pytorch_tanh, got 'relu'"),
         ("quantization_config", {"quant_method": "fp8"}, "expected weights that are not quantised"),
     ):
         (mixtral / "config.json").write_text(json.dumps({**config, key: value}))

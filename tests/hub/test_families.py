@@ -36,6 +36,8 @@ def test_what_the_configs_say():
     assert read("Qwen2-MoE").moe.router_options == {"order": "softmax_topk"}
     assert read("Qwen3-MoE").moe.router_options == {}
     assert read("DeepSeek-V3").moe.shared_hidden == 16
+    assert len(read("GLM-4-MoE").attention.rotary.frequencies) == 2  # half of a head of 8 turns
+    assert (read("Granite-MoE").attention.scale, read("Granite-MoE, biases").attention.scale) == (0.3, None)
     # Theirs counts a balanced choice of K as K, ours as 1.
     assert read("OLMoE").moe.losses == {"load_balance": 2 * 0.01}
     assert read("DeepSeek-V3").moe.losses == {}
@@ -56,7 +58,9 @@ def test_losses_survive():
         ("olmoe", {"clip_qkv": 8.0}, "expected clip_qkv=None"),
         ("llama", {"mlp_bias": True}, "expected MLPs without biases"),
         ("gpt_oss", {"swiglu_limit": 3.0}, r"expected swiglu_alpha=1\.702 and limit 7\.0, got 1\.702 and 3\.0"),
-        ("mixtral", {"hidden_act": "relu"}, "expected hidden_act among silu, gelu, got 'relu'"),
+        ("deepseek_v2", {"topk_method": "group_limited_greedy"}, "expected topk_method='greedy', as DeepSeek-V2-Lite"),
+        ("deepseek_v2", {"routed_scaling_factor": 16.0}, r"expected routed_scaling_factor=1\.0, .* got 16\.0"),
+        ("mixtral", {"hidden_act": "relu"}, "expected hidden_act among silu, gelu, gelu_pytorch_tanh, got 'relu'"),
     ],
 )
 def test_what_is_not_supported_is_refused(kind, values, match):
@@ -72,8 +76,9 @@ def test_what_is_not_supported_is_refused(kind, values, match):
         ("mixtral", {"dense_blocks": (0,)}, r"got dense_blocks=\(0,\)"),
         ("qwen3_moe", {}, "got attention.qk_norm='none', which it would read back as 'head'"),
         ("qwen2_moe", {}, "expected a shared expert for 'qwen2_moe', got none"),
-        ("deepseek_v3", {}, "expected latent attention, sigmoid_bias routers and shared experts"),
-        ("llama", {}, "got a mixture; use deepseek_v3, gpt_oss, .* or qwen3_moe"),
+        ("deepseek_v3", {}, "expected latent attention for 'deepseek_v3', got another"),
+        ("glm4_moe", {}, "expected sigmoid_bias routers and shared experts for 'glm4_moe', got others"),
+        ("llama", {}, "got a mixture; use deepseek_v2, deepseek_v3, .* or qwen3_moe"),
     ],
 )
 def test_what_a_family_cannot_say(kind, change, match):

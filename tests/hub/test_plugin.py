@@ -23,10 +23,10 @@ LAYOUTS = {
     "clamped, halves": ("minimax_m3_vl", "MiniMaxM3VLExperts", {}),
     "a norm behind": ("muse_spark", "MuseSparkExperts", {"hidden_act": "silu"}),
     "gelu": ("mixtral", "MixtralExperts", {"hidden_act": "gelu"}),
+    "gelu by tanh": ("mixtral", "MixtralExperts", {"hidden_act": "gelu_pytorch_tanh"}),
     "without a gate": ("nemotron_h", "NemotronHExperts", {"mlp_hidden_act": "relu"}),
 }
 LOOPED = {
-    "gelu by tanh": ("mixtral", "MixtralExperts", {"hidden_act": "gelu_pytorch_tanh"}),
     "squared relu, no gate": ("nemotron_h", "NemotronHExperts", {"mlp_hidden_act": "relu2"}),
     "another limit": ("minimax_m3_vl", "MiniMaxM3VLExperts", {"swiglu_limit": 3.0}),
     "interleaved, another limit": ("gpt_oss", "GptOssExperts", {"swiglu_limit": 3.0}),

@@ -53,6 +53,9 @@ DEEPSEEK = {
     "routed_scaling_factor": 1.7,
     "num_nextn_predict_layers": 0,
 }
+V3_ONLY = ("n_group", "topk_group", "routed_scaling_factor", "num_nextn_predict_layers")
+LATENT = ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+SIGMOID = {key: value for key, value in DEEPSEEK.items() if key not in LATENT} | {"num_key_value_heads": 2}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama": ("llama", {"rope_parameters": LLAMA3}),
     "Llama with biases, tied": ("llama", {"attention_bias": True, "tie_word_embeddings": True, "head_dim": 6}),
@@ -72,6 +75,26 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {**DEEPSEEK, "q_lora_rank": None, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
     ),
     "DeepSeek-V3, halves": ("deepseek_v3", {**DEEPSEEK, "rope_interleave": False, "attention_bias": True}),
+    "DeepSeek-V2": (
+        "deepseek_v2",
+        {**{k: v for k, v in DEEPSEEK.items() if k not in V3_ONLY}, "rope_parameters": {**YARN, "mscale": 1.0}},
+    ),
+    "GLM-4-MoE": ("glm4_moe", {**SIGMOID, "head_dim": 8, "use_qk_norm": True, "attention_bias": True}),
+    "GLM-4-MoE, plain": ("glm4_moe", {**SIGMOID, "n_group": 1, "topk_group": 1}),
+    "Granite-MoE": (
+        "granitemoe",
+        {
+            "num_local_experts": 4,
+            "attention_multiplier": 0.3,
+            "embedding_multiplier": 12.0,
+            "logits_scaling": 6.0,
+            "residual_multiplier": 0.22,
+        },
+    ),
+    "Granite-MoE, biases": (
+        "granitemoe",
+        {"num_local_experts": 4, "attention_bias": True, "attention_multiplier": 0.5},
+    ),
     "gpt-oss": (
         "gpt_oss",
         {

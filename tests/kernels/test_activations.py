@@ -1,5 +1,7 @@
 """Activations: values, and the hand-written derivatives against autograd."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn.functional import gelu, silu
@@ -7,8 +9,9 @@ from torch.nn.functional import gelu, silu
 from mixtura.kernels.activations import ACTIVATIONS, WOVEN, unweave, weave
 
 Z = torch.tensor([-30.0, -2.0, -0.5, 0.0, 0.5, 2.0, 30.0, 1.0])
-PLAIN = {"relu": torch.relu, "gelu": gelu, "silu": silu}
-GATED = {"swiglu": silu, "geglu": gelu}
+gelu_tanh = partial(gelu, approximate="tanh")
+PLAIN = {"relu": torch.relu, "gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}
+GATED = {"swiglu": silu, "geglu": gelu, "geglu_tanh": gelu_tanh}
 CLAMPED = "clamped_swiglu"
 
 

@@ -8,7 +8,9 @@ from torch import nn
 
 import mixtura as mx
 from mixtura.errors import UserError
+from mixtura.models.attention import AttentionConfig, Latent, Rotary
 from mixtura.models.causal import Causal, CausalConfig
+from mixtura.models.sample import generate
 
 MOE = mx.MoEConfig(dim=16, hidden=8, num_experts=4, k=2, losses={"load_balance": 1e-2})
 
@@ -49,6 +51,62 @@ def test_a_token_depends_on_no_later_one():
     changed = ids.clone()
     changed[:, 6:] = (changed[:, 6:] + 1) % 20
     torch.testing.assert_close(model(ids)[:, :6], model(changed)[:, :6])
+
+
+LATENT = AttentionConfig(
+    dim=16,
+    heads=4,
+    kv_heads=4,
+    head_dim=4,
+    rotary=Rotary.plain(2, base=1e4),
+    latent=Latent(kv_rank=6, q_rank=None, value_dim=3),
+)
+HALF = replace(config().attention, kv_heads=2, rotary=Rotary.plain(2, base=1e4), sinks=True, qk_norm="head")
+CONFIGS = {
+    "plain": config(kv_heads=2),
+    "a mixture": config(moe=MOE),
+    "windows": replace(config(), windows=(None, 2, 4)),
+    "sinks, windows, half of a head turns": replace(config(), attention=HALF, windows=(3, None, 5)),
+    "latent": replace(config(moe=MOE), attention=LATENT),
+    "scales": replace(config(), embedding_scale=3.0, residual_scale=0.3, logits_scale=5.0),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_token_by_token_with_a_cache(name):
+    """The same logits as at once, whatever the parts in which the tokens come."""
+    model = Causal(CONFIGS[name]).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    ids = torch.randint(20, (2, 12))
+    expected = model(ids)
+    for parts in ([1] * 12, [5, 1, 1, 1, 4], [3, 9]):
+        cache = model.new_cache()
+        with torch.no_grad():
+            got = torch.cat([model(part, cache=cache) for part in ids.split(parts, dim=1)], dim=1)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        assert cache.length == 12
+    with pytest.raises(UserError, match=r"expected at most 12 tokens \(context\), got 13"):
+        model(ids[:, :1], cache=cache)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_generation_takes_the_tokens_of_whole_forwards(name):
+    model = Causal(CONFIGS[name]).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    ids = torch.tensor([3, 1, 4])
+    for _ in range(9):
+        with torch.no_grad():
+            ids = torch.cat([ids, model(ids.unsqueeze(0))[0, -1:].argmax(-1)])
+    assert list(generate(model, torch.tensor([3, 1, 4]), max_tokens=9, temperature=0.0)) == ids[3:].tolist()
+
+
+def test_scales_by_hand():
+    model = Causal(replace(config(), layers=0, embedding_scale=3.0, logits_scale=5.0)).eval()
+    ids = torch.arange(4).view(1, 4)
+    expected = model.head(model.norm(3 * model.embedding(ids))) / 5
+    torch.testing.assert_close(model(ids), expected)
 
 
 def test_it_learns():

@@ -81,7 +81,9 @@ def test_the_weights_are_those_of_the_module():
 
 
 def test_what_only_looks_like_an_mlp_is_refused():
-    with pytest.raises(UserError, match=r"swiglu, geglu, clamped_swiglu in 'a', got a Gated that computes something"):
+    with pytest.raises(
+        UserError, match=r"swiglu, geglu, geglu_tanh, clamped_swiglu in 'a', got a Gated that computes something"
+    ):
         find_mlps(nn.ModuleDict({"a": Gated(scale=0.5)}))
     with pytest.raises(UserError, match="something else; leave it out by match="):
         find_mlps(Gated(nn.Tanh()))

@@ -21,6 +21,14 @@ MODELS = {
         "model.layers.1.mlp",
         "swiglu",
     ),
+    "gemma": (
+        lambda: transformers.GemmaForCausalLM(
+            transformers.GemmaConfig(**SIZES, num_key_value_heads=1, head_dim=8, pad_token_id=None)
+        ),
+        "*.mlp",
+        "model.layers.1.mlp",
+        "geglu_tanh",
+    ),
     "bert": (
         lambda: transformers.BertModel(transformers.BertConfig(**SIZES)),
         "*.layer.*",

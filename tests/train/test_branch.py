@@ -1,5 +1,10 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +19,7 @@ from mixtura.train.run import Run, open_run
 from tests.train.tiny import checkpoints, command, write_corpus
 
 STEPS = 4
+ROOT = str(Path(__file__).parents[2])
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +166,43 @@ def test_what_cannot_be_is_refused(seed, branches, tmp_path):
     shutil.rmtree(unfinished / "code" / "checkpoints")
     with pytest.raises(UserError, match="unfinished ones: code; run `mixtura branch` again"):
         read_branches(unfinished)
+
+
+PARENT = """
+import sys, time
+from mixtura.train.branch import _start
+from mixtura.train.run import Run
+process = _start(Run(sys.argv[1]))
+print(process.pid, flush=True)
+time.sleep(100)
+"""
+
+
+def test_branches_do_not_outlive_the_process_that_began_them(seed, branches):
+    """It is killed, which no handler sees; the branch saves a checkpoint and ends."""
+    left = shutil.copytree(branches, branches.parent / "left", symlinks=True)
+    run = Run(left / "prose")
+    facts = json.loads((run.folder / "config.json").read_text())
+    facts["config"] |= {"steps": 10**6, "checkpoint_interval": 10**6, "eval_interval": 10**6}
+    (run.folder / "config.json").write_text(json.dumps(facts))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(run.folder)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": ROOT}
+    )
+    child = int(parent.stdout.readline())
+    until(lambda: len(run.metrics.read_text().splitlines()) > STEPS + 5)
+    os.kill(child, 0)  # alive
+    parent.kill()
+    parent.communicate()
+    until(lambda: "which is saved" in (run.folder / "branch.log").read_text())
+    (last,) = [name for name in checkpoints(run.folder) if name.startswith("step-") and int(name[5:]) > STEPS]
+    assert int(last[5:]) < 10**6
+
+
+def until(happened, seconds=60):
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
 
 
 def test_a_branch_that_fails_is_named_with_its_log(seed, branches, monkeypatch):

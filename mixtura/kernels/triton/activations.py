@@ -2,7 +2,7 @@
 
 from mixtura.kernels.triton.language import tl, triton
 
-NAMES = ("clamped_swiglu", "geglu", "gelu", "relu", "silu", "swiglu")
+NAMES = ("clamped_swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu", "silu", "swiglu")
 
 
 @triton.jit
@@ -25,6 +25,13 @@ def _sigmoid(z):
 
 
 @triton.jit
+def _gelu_tanh_parts(z):
+    """The share of z that the tanh approximation of GELU lets pass, and the slope of that share."""
+    share = _sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))
+    return share, share * (1.0 - share) * 1.5957691216057308 * (1.0 + 0.134145 * z * z)
+
+
+@triton.jit
 def activate(z, NAME: tl.constexpr):
     """The activation of one tile, of the gate half where there are two."""
     if NAME == "relu":
@@ -33,6 +40,9 @@ def activate(z, NAME: tl.constexpr):
     elif NAME == "gelu" or NAME == "geglu":
         cdf, _ = _gelu_parts(z)
         return z * cdf
+    elif NAME == "gelu_tanh" or NAME == "geglu_tanh":
+        share, _ = _gelu_tanh_parts(z)
+        return z * share
     else:
         return z * _sigmoid(z)
 
@@ -45,6 +55,9 @@ def slope(z, NAME: tl.constexpr):
     elif NAME == "gelu" or NAME == "geglu":
         cdf, density = _gelu_parts(z)
         return cdf + z * density
+    elif NAME == "gelu_tanh" or NAME == "geglu_tanh":
+        share, change = _gelu_tanh_parts(z)
+        return share + z * change
     else:
         sigmoid = _sigmoid(z)
         return sigmoid * (1.0 + z * (1.0 - sigmoid))
