@@ -122,7 +122,8 @@ class LogisticTrainer(ExpertTrainer):
     def fit(self, weights: Array, previous: FittedExperts | None) -> LogisticExperts:
         """Take a few Newton steps for every expert; none lowers its objective."""
         labels = np.eye(self.n_classes)[self.y]
-        before = previous.fits if isinstance(previous, LogisticExperts) else [None] * weights.shape[1]
+        known = isinstance(previous, LogisticExperts) and previous.fits[0].coef.shape[1] == self.columns.X.shape[1]
+        before = previous.fits if known else [None] * weights.shape[1]
         fits = [
             fit_softmax(
                 self.columns,

@@ -171,7 +171,7 @@ def test_resampling_draws_rows_by_weight():
         ("line", r"expected expert one of linear, ridge, .* got 'line'"),
         (EstimatorExpert(Ridge(), weighting="soft"), "expected weighting one of"),
         (EstimatorExpert(Ridge(), cv=1), "expected cv a whole number of at least 2"),
-        ([], "expected n_experts"),
+        ([], "expected at least one expert"),
         ([LinearExpert(), LogisticExpert()], "expected an expert for regression"),
         (Ridge, "expected expert one of"),
     ],
