@@ -110,4 +110,4 @@ def test_experts_that_look_at_no_column_are_constants():
     model = MoERegressor(2, expert=LinearExpert(columns=[]), random_state=0).fit(X, y)
     np.testing.assert_allclose(np.sort(model.experts_.intercept.ravel()), [-1, 2], atol=0.05)
     assert model.experts_.coef.shape == (2, 1, 0)
-    assert model.score(X, y) > 0.95
+    assert model.score(X, y) > 0.9
