@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mixtura.classical.columns import LARGEST
 from mixtura.errors import UserError
-
-# Squares of larger numbers overflow; spreads below the inverse have squares that vanish, and count as none.
-LARGEST = 1e150
 
 
 def check_at_least(name: str, value: Any, least: float) -> None:

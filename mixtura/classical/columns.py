@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mixtura.classical.checks import LARGEST
-
 Array = NDArray[np.float64]
 
+# Squares of larger numbers overflow; spreads below the inverse have squares that vanish, and count as none.
+LARGEST = 1e150
 # A block and its products with every expert's weights stay in the processor's second-level cache.
 BLOCK_NUMBERS = 1 << 18
 

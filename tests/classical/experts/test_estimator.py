@@ -190,5 +190,7 @@ class TenOutputs(LogisticRegression):
 
 def test_probabilities_of_other_classes_than_the_shares_are_refused():
     X = np.arange(12.0)[:, None]
-    with pytest.raises(UserError, match=r"expected probabilities of the 2 classes in an expert's share, got 10 columns"):
+    with pytest.raises(
+        UserError, match=r"expected probabilities of the 2 classes in an expert's share, got 10 columns"
+    ):
         MoEClassifier(2, expert=TenOutputs(), random_state=0).fit(X, np.arange(12) // 6)
