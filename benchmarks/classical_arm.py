@@ -3,17 +3,13 @@
 Prints published figures beside ours: relative error (mean over the four accelerations of squared error over variance)
 of a linear model, a network, CART and hierarchical mixtures by their algorithms 1 and 2 and on-line, each the mean over
 runs with new data. An epoch counts as the last when it is the first within 5 % of the run's smallest error.
-
-The network's step size and batch and the columns that the gates of the last trees look at are chosen alike: on the
-training rows of another run, by 3,000 of them held out. `--only curve` measures the error over the number of leaves.
 """
 
 import argparse
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from itertools import combinations
+from collections.abc import Callable
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -28,14 +24,8 @@ from mixtura.classical import HMERegressor, LinearExpert, SoftmaxGate
 
 TRAIN, TEST, EPOCHS, NETWORK_EPOCHS = 15_000, 5_000, 45, 150
 BACKPROP = "backprop, full batch"
-TUNED = "HME, quadratic experts, gates' columns chosen"
-CUBIC = "HME, 8 cubic experts, the same columns"
-WIDE = "network, as many parameters as these"
-QUADRATIC = LinearExpert(1.0, degree=2)
-WIDE_UNITS = round((8 * 4 * 455 + 7 * 3) / 17)  # eight experts of 455 terms, 4 outputs; a unit has 12 + 1 + 4 weights
-POSITIONS = (0, 1, 2, 3)
-GATE_COLUMNS = (None, POSITIONS, (4, 5, 6, 7), (8, 9, 10, 11), *combinations(POSITIONS, 2))
-DEPTHS = range(6)
+# Angles of shoulder and elbow: the base may turn without changing anything, and the wrist is light.
+BENDS = SoftmaxGate(columns=[1, 2])
 PUBLISHED = {
     "linear": ".31 (1)",
     BACKPROP: ".09 (5500)",
@@ -47,9 +37,8 @@ PUBLISHED = {
     "HME on-line, Newton": "",
     "HME on-line, then EM": "",
     "HME, quadratic experts": "",
-    TUNED: "",
-    CUBIC: "",
-    WIDE: "",
+    "HME, quadratic, gates see the bends": "",
+    "HME, 8 cubic, gates see the bends": "",
 }
 Split = tuple[arm.Array, arm.Array, arm.Array, arm.Array]
 Curve = list[float]
@@ -71,60 +60,34 @@ def once(model: object, split: Split) -> Curve:
     return [relative_error(y_test, model.fit(X, y).predict(X_test))]
 
 
-def em(split: Split, *, epochs: int, seed: int, online: int = 0, every: int = 1, **settings: object) -> Curve:
-    """Error on the test rows after each epoch (`every` few): first some on-line ones, then EM iterations."""
+def em(split: Split, *, epochs: int, seed: int, online: int = 0, depth: int = 4, **settings: object) -> Curve:
+    """Error on the test rows after each epoch: first some on-line ones, then EM iterations."""
     X, y, X_test, y_test = split
-    fixed = {"n_init": 1, "max_iter": every, "tol": 0.0, "warm_start": True, "random_state": seed}
-    model = HMERegressor(**({"depth": 4} | fixed | settings))
+    model = HMERegressor(depth=depth, n_init=1, max_iter=1, tol=0.0, warm_start=True, random_state=seed, **settings)
     curve = []
-    for epoch in range(0, epochs, every):
+    for epoch in range(epochs):
         model = model.partial_fit(X, y) if epoch < online else model.fit(X, y)
-        curve += [relative_error(y_test, model.predict(X_test))] * every
+        curve.append(relative_error(y_test, model.predict(X_test)))
     return curve
 
 
-def network(hidden: int = 60, **settings: object) -> MLPRegressor:
+def network(**settings: object) -> MLPRegressor:
     """Sixty hidden units, as published: as many parameters as the tree of sixteen linear experts."""
     quiet = {"tol": 0.0, "n_iter_no_change": 10**6}
-    return MLPRegressor(hidden_layer_sizes=(hidden,), activation="tanh", **quiet, **settings)
-
-
-def held_out(split: Split) -> Split:
-    """The training rows alone: 3,000 of them to test on, the others to learn from."""
-    X, y = split[0], split[1]
-    return X[:-3000], y[:-3000], X[-3000:], y[-3000:]
+    return MLPRegressor(hidden_layer_sizes=(60,), activation="tanh", **quiet, **settings)
 
 
 def tuned(split: Split) -> dict[str, object]:
-    """Choose the network's step size and batch by held-out training rows."""
+    """Choose the network's step size and batch by 3,000 held-out training rows."""
+    X, y = split[0], split[1]
+    held = (X[:-3000], y[:-3000], X[-3000:], y[-3000:])
     choices = [{"learning_rate_init": rate, "batch_size": batch} for rate in (3e-3, 1e-2) for batch in (128, 512)]
-    errors = [once(network(max_iter=60, random_state=0, **choice), held_out(split))[0] for choice in choices]
+    errors = [once(network(max_iter=60, random_state=0, **choice), held)[0] for choice in choices]
     return choices[int(np.argmin(errors))]
 
 
-def seeing(columns: Sequence[int] | None, expert: LinearExpert = QUADRATIC) -> dict[str, object]:
-    """Experts behind gates that look at some columns."""
-    return {"expert": expert, "gate": SoftmaxGate(columns=columns)}
-
-
-def tuned_gate(split: Split) -> dict[str, float]:
-    """The held-out error of trees whose gates look at some columns, after twelve epochs: which columns matter."""
-    return {
-        "all" if columns is None else " ".join(map(str, columns)): round(
-            em(held_out(split), epochs=12, every=12, seed=0, **seeing(columns))[-1], 4
-        )
-        for columns in GATE_COLUMNS
-    }
-
-
-def best_columns(errors: dict[str, float]) -> list[int] | None:
-    """The columns of the smallest held-out error."""
-    best = min(errors, key=lambda name: errors[name])
-    return None if best == "all" else [int(column) for column in best.split()]
-
-
-def models(choice: dict[str, object], columns: Sequence[int] | None) -> dict[str, Callable[[Split, int], Curve]]:
-    cubic = seeing(columns, LinearExpert(1.0, degree=3))
+def models(choice: dict[str, object]) -> dict[str, Callable[[Split, int], Curve]]:
+    quadratic, cubic = ({"expert": LinearExpert(1.0, degree=degree)} for degree in (2, 3))
     return {
         "linear": lambda split, _: once(LinearRegression(), split),
         "CART": lambda split, seed: once(DecisionTreeRegressor(min_samples_leaf=5, random_state=seed), split),
@@ -136,19 +99,14 @@ def models(choice: dict[str, object], columns: Sequence[int] | None) -> dict[str
         ),
         "HME on-line, Newton": lambda split, seed: em(split, epochs=3, seed=seed, online=3),
         "HME on-line, then EM": lambda split, seed: em(split, epochs=22, seed=seed, online=2),
-        "HME, quadratic experts": lambda split, seed: em(split, epochs=22, seed=seed, online=2, expert=QUADRATIC),
-        TUNED: lambda split, seed: em(split, epochs=EPOCHS, every=5, seed=seed, **seeing(columns)),
-        CUBIC: lambda split, seed: em(split, epochs=12, every=6, seed=seed, depth=3, **cubic),
+        "HME, quadratic experts": lambda split, seed: em(split, epochs=22, seed=seed, online=2, **quadratic),
+        "HME, quadratic, gates see the bends": lambda split, seed: em(
+            split, epochs=EPOCHS, seed=seed, gate=BENDS, **quadratic
+        ),
+        "HME, 8 cubic, gates see the bends": lambda split, seed: em(
+            split, epochs=12, seed=seed, depth=3, gate=BENDS, **cubic
+        ),
     }
-
-
-def over_leaves(split: Split, columns: Sequence[int] | None) -> dict[str, dict[str, float]]:
-    """Error on the test rows and epochs, of trees of 1, 2, 4 to 32 quadratic experts."""
-    found = {}
-    for depth in DEPTHS:
-        curve = em(split, epochs=30, every=5, seed=1, depth=depth, **seeing(columns))
-        found[str(2**depth)] = {"relative error": round(curve[-1], 4), "epochs": settled_epoch(curve)}
-    return found
 
 
 def backprop(split: Split, *, epochs: int) -> Curve:
@@ -176,17 +134,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--backprop-epochs", type=int, default=5500)
-    only = (*PUBLISHED, "curve")
-    parser.add_argument("--only", nargs="*", choices=only, help="measure some again and keep the others")
+    parser.add_argument("--only", choices=PUBLISHED, help="measure one row again and keep the others")
     options = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
-    wanted = set(options.only or only)
     before = load("classical_arm") if options.only else {"models": {}, "network": tuned(data(0))}
     rows, choice = before["models"], before["network"]
-    gates = before.get("gate columns") or tuned_gate(data(0))
-    columns = best_columns(gates)
-    makers, curves, seconds = models(choice, columns), {}, {}
-    names = [name for name in makers if name in wanted]
+    makers, curves, seconds = models(choice), {}, {}
+    names = [name for name in makers if options.only in (None, name)]
     for seed in range(1, options.runs + 1) if names else ():
         split = data(seed)
         for name in names:
@@ -194,27 +148,17 @@ def main() -> None:
             curves.setdefault(name, []).append(makers[name](split, seed))
             seconds.setdefault(name, []).append(time.perf_counter() - start)
     rows |= {name: summary(curves[name], seconds[name]) for name in names}
-    if BACKPROP in wanted:
+    if options.only in (None, BACKPROP):
         start = time.perf_counter()
         curve = backprop(data(1), epochs=options.backprop_epochs)
         taken = time.perf_counter() - start
         rows[BACKPROP] = summary([curve], [taken]) | {"epochs": options.backprop_epochs}
-    if WIDE in wanted:
-        start = time.perf_counter()
-        curve = once(network(WIDE_UNITS, max_iter=NETWORK_EPOCHS, random_state=1, **choice), data(1))
-        rows[WIDE] = summary([curve], [time.perf_counter() - start])
-    for name in {"network", WIDE} & rows.keys():
-        rows[name]["epochs"] = NETWORK_EPOCHS
-    settings = {
-        "runs": before.get("runs", options.runs),
-        "network": choice,
-        "gate columns": gates,
-        "leaves": over_leaves(data(1), columns) if "curve" in wanted else before.get("leaves", {}),
-    }
-    report({name: rows[name] for name in PUBLISHED if name in rows}, settings)
+    rows["network"]["epochs"] = NETWORK_EPOCHS
+    runs = options.runs if options.only is None else before["runs"]
+    report({name: rows[name] for name in PUBLISHED if name in rows}, choice, runs=runs)
 
 
-def report(rows: dict[str, dict[str, float]], settings: dict[str, object]) -> None:
+def report(rows: dict[str, dict[str, float]], choice: dict[str, object], *, runs: int) -> None:
     print(f"{'':30}{'published (epochs)':>20}{'ours':>10}{'worst':>10}{'epochs':>9}{'seconds':>9}")
     for name, published in PUBLISHED.items():
         if row := rows.get(name):
@@ -229,11 +173,9 @@ def report(rows: dict[str, dict[str, float]], settings: dict[str, object]) -> No
     if BACKPROP in rows:
         full = rows[BACKPROP]["relative error"]
         targets["algorithm 1 / backprop as published"] = round(best / full, 2)
-    for kind in (name for name in (TUNED, CUBIC) if name in rows):
-        targets[f"{kind} / network"] = round(rows[kind]["relative error"] / rows["network"]["relative error"], 2)
-    for name, value in {**targets, **settings}.items():
+    for name, value in targets.items():
         print(f"{name}: {value}")
-    save("classical_arm", {**settings, "published": PUBLISHED, "models": rows, "ratios": targets})
+    save("classical_arm", {"runs": runs, "network": choice, "published": PUBLISHED, "models": rows, "ratios": targets})
 
 
 if __name__ == "__main__":

@@ -109,15 +109,6 @@ def arm() -> str:
     return table(heading, rows) + f"\n{ratios[0].upper()}{ratios[1:]}. {measured_on(r)}\n"
 
 
-def arm_leaves() -> str:
-    """Relative error over the number of quadratic leaves, and the held-out errors that chose the gates' columns."""
-    r = load("classical_arm")
-    leaves = r["leaves"]
-    rows = [["relative error", *(f"{row['relative error']:.3f}" for row in leaves.values())]]
-    chosen = ", ".join(f"{error:.3f} for {name}" for name, error in r["gate columns"].items())
-    return table(["leaves", *leaves], rows) + f"\nHeld-out error by the columns that the gates look at: {chosen}.\n"
-
-
 CLASSICAL: dict[str, Callable[[], str]] = {
     "flexmix": flexmix,
     "tables": tables,
@@ -125,4 +116,4 @@ CLASSICAL: dict[str, Callable[[], str]] = {
     "vowels": vowels,
     "speed": speed,
 }
-HME: dict[str, Callable[[], str]] = {"arm": arm, "arm_leaves": arm_leaves, "tree_speed": tree_speed}
+HME: dict[str, Callable[[], str]] = {"arm": arm, "tree_speed": tree_speed}
