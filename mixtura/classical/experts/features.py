@@ -34,7 +34,8 @@ class Features:
             ]
         if not terms:
             return chosen
-        check_size(f"products of {self.degree} columns", features := np.column_stack([chosen, *terms]))
+        features = np.column_stack([chosen, *terms])
+        check_size(f"products of {self.degree} columns", features)
         return features
 
 
