@@ -20,10 +20,12 @@ from sklearn.tree import DecisionTreeRegressor
 
 from benchmarks import arm
 from benchmarks.common import load, save
-from mixtura.classical import HMERegressor, LinearExpert
+from mixtura.classical import HMERegressor, LinearExpert, SoftmaxGate
 
 TRAIN, TEST, EPOCHS, NETWORK_EPOCHS = 15_000, 5_000, 45, 150
 BACKPROP = "backprop, full batch"
+# Angles of shoulder and elbow: the base may turn without changing anything, and the wrist is light.
+BENDS = SoftmaxGate(columns=[1, 2])
 PUBLISHED = {
     "linear": ".31 (1)",
     BACKPROP: ".09 (5500)",
@@ -35,6 +37,8 @@ PUBLISHED = {
     "HME on-line, Newton": "",
     "HME on-line, then EM": "",
     "HME, quadratic experts": "",
+    "HME, quadratic, gates see the bends": "",
+    "HME, 8 cubic, gates see the bends": "",
 }
 Split = tuple[arm.Array, arm.Array, arm.Array, arm.Array]
 Curve = list[float]
@@ -56,10 +60,10 @@ def once(model: object, split: Split) -> Curve:
     return [relative_error(y_test, model.fit(X, y).predict(X_test))]
 
 
-def em(split: Split, *, epochs: int, seed: int, online: int = 0, **settings: object) -> Curve:
+def em(split: Split, *, epochs: int, seed: int, online: int = 0, depth: int = 4, **settings: object) -> Curve:
     """Error on the test rows after each epoch: first some on-line ones, then EM iterations."""
     X, y, X_test, y_test = split
-    model = HMERegressor(depth=4, n_init=1, max_iter=1, tol=0.0, warm_start=True, random_state=seed, **settings)
+    model = HMERegressor(depth=depth, n_init=1, max_iter=1, tol=0.0, warm_start=True, random_state=seed, **settings)
     curve = []
     for epoch in range(epochs):
         model = model.partial_fit(X, y) if epoch < online else model.fit(X, y)
@@ -83,7 +87,7 @@ def tuned(split: Split) -> dict[str, object]:
 
 
 def models(choice: dict[str, object]) -> dict[str, Callable[[Split, int], Curve]]:
-    quadratic = {"expert": LinearExpert(1.0, degree=2)}
+    quadratic, cubic = ({"expert": LinearExpert(1.0, degree=degree)} for degree in (2, 3))
     return {
         "linear": lambda split, _: once(LinearRegression(), split),
         "CART": lambda split, seed: once(DecisionTreeRegressor(min_samples_leaf=5, random_state=seed), split),
@@ -96,6 +100,12 @@ def models(choice: dict[str, object]) -> dict[str, Callable[[Split, int], Curve]
         "HME on-line, Newton": lambda split, seed: em(split, epochs=3, seed=seed, online=3),
         "HME on-line, then EM": lambda split, seed: em(split, epochs=22, seed=seed, online=2),
         "HME, quadratic experts": lambda split, seed: em(split, epochs=22, seed=seed, online=2, **quadratic),
+        "HME, quadratic, gates see the bends": lambda split, seed: em(
+            split, epochs=EPOCHS, seed=seed, gate=BENDS, **quadratic
+        ),
+        "HME, 8 cubic, gates see the bends": lambda split, seed: em(
+            split, epochs=12, seed=seed, depth=3, gate=BENDS, **cubic
+        ),
     }
 
 

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from mixtura.classical.columns import LARGEST
 from mixtura.errors import UserError
 
 
@@ -26,6 +28,27 @@ def check_whole(name: str, value: Any, least: int) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise UserError(f"expected {name} a whole number of at least {least}, got {value!r}; pass one")
+
+
+def check_truth(name: str, value: Any) -> None:
+    """Refuse a setting that is not True or False: any word would count as true.
+
+    Example:
+        >>> check_truth("prune", False)
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise UserError(f"expected {name} True or False, got {value!r}; pass one of them")
+
+
+def check_size(name: str, values: NDArray[np.float64]) -> None:
+    """Refuse numbers whose squares are no longer finite.
+
+    Example:
+        >>> check_size("X", np.array([1e100, -1e100]))
+    """
+    largest = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
+    if not largest <= LARGEST:
+        raise UserError(f"expected {name} at most {LARGEST:g} in size, got {largest:g}; rescale it")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from mixtura.classical.checks import check_choice
+from mixtura.classical.checks import check_choice, check_size
 from mixtura.classical.columns import Array
 from mixtura.classical.data import Data
 from mixtura.classical.experts.base import ExpertFamily
@@ -93,11 +93,16 @@ class MoEClassifier(ClassifierMixin, Mixture):
     ) -> tuple[Data, NDArray[np.bool_]]:
         """Check what the user passed; `used` marks the rows with weight, which alone are data."""
         X, y = validate_data(self, X, y, dtype=np.float64, reset=reset)
+        sorted_labels(y)  # refuses what scikit-learn's own check would stumble over
         check_classification_targets(y)
         check_choice("pooling", self.pooling, ("weighted", "highest", "vote"))
+        check_size("X", X)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if self.class_weight is not None:
-            weight = weight * compute_sample_weight(self.class_weight, y)
+            class_weight = compute_sample_weight(self.class_weight, y)
+            if not (class_weight >= 0).all():
+                raise UserError(f"expected class weights of at least 0, got {self.class_weight!r}; correct them")
+            weight = weight * class_weight
         used = weight > 0
         X, y, weight = (X, y, weight) if used.all() else (X[used], y[used], weight[used])
         if not known:
@@ -163,3 +168,17 @@ class MoEClassifier(ClassifierMixin, Mixture):
                 f"expected labels of {self.classes_.tolist()}, got {labels[unknown].tolist()[0]!r}; leave such rows out"
             )
         return np.asarray(np.searchsorted(self.classes_, labels))
+
+
+def sorted_labels(y: Any) -> NDArray[Any]:
+    """Give the different labels in their order; raises UserError for labels of kinds that have none.
+
+    Example:
+        >>> sorted_labels(["b", "a", "b"])
+        array(['a', 'b'], dtype='<U1')
+    """
+    try:
+        return np.asarray(np.unique(y))
+    except TypeError as error:
+        kinds = ", ".join(sorted({type(label).__name__ for label in y}))
+        raise UserError(f"expected labels of one kind, got {kinds} together; turn all of them into strings") from error

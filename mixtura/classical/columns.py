@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+# Squares of larger numbers overflow; spreads below the inverse have squares that vanish, and count as none.
+LARGEST = 1e150
 # A block and its products with every expert's weights stay in the processor's second-level cache.
 BLOCK_NUMBERS = 1 << 18
 
@@ -45,11 +47,14 @@ class Columns:
 
     @classmethod
     def of(cls, X: Array, *, sample_weight: Array | None = None, intercept: bool = True) -> "Columns":
-        """Measure weighted means and spreads; a constant column keeps scale 1, without intercept nothing is centred."""
+        """Measure weighted means and spreads; a constant column keeps scale 1, without intercept nothing is centred.
+
+        A column that varies by less than 1 / LARGEST counts as constant.
+        """
         center = np.average(X, axis=0, weights=sample_weight) if intercept else np.zeros(X.shape[1])
         extent = _extent(X, center)
         # Rounding in the mean leaves a constant column an extent of some units in the last place.
-        varies = extent > 1e-13 * np.abs(center)
+        varies = extent > np.maximum(1e-13 * np.abs(center), 1.0 / LARGEST)
         unit = np.where(varies, extent, np.maximum(np.abs(center), 1.0))
         square, total = np.zeros(X.shape[1]), 0.0
         for rows in blocks(len(X), X.shape[1]):

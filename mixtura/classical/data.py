@@ -44,6 +44,12 @@ class Data:
         return len(self.X)
 
     @property
+    def form(self) -> str:
+        """What a model that goes on from an earlier fit must find again, in words."""
+        of = f"classes {self.classes.tolist()}" if self.n_classes else f"{self.y.shape[1]} output(s)"
+        return f"{self.X.shape[1]} column(s) and {of}"
+
+    @property
     def total(self) -> float:
         """The sum of the weights: the number of rows, where a weight of two is a row that occurs twice."""
         return float(self.sample_weight.sum())
@@ -64,6 +70,8 @@ def column_numbers(
     """
     if columns is None:
         return None
+    if isinstance(columns, str | int | np.integer):
+        raise UserError(f"expected a list of columns, got {columns!r}; write [{columns!r}]")
     numbers = []
     for column in columns:
         if isinstance(column, str):
@@ -71,6 +79,8 @@ def column_numbers(
                 known = "no names (fit on a DataFrame)" if feature_names is None else ", ".join(feature_names)
                 raise UserError(f"expected a column of X, got {column!r}; X has {known}")
             numbers.append(feature_names.index(column))
+        elif isinstance(column, bool | np.bool_) or not isinstance(column, int | np.integer):
+            raise UserError(f"expected columns by number or name, got {column!r}; a mask needs np.flatnonzero")
         elif not -n_features <= column < n_features:
             raise UserError(f"expected a column number below {n_features}, got {column}; X has {n_features} columns")
         else:

@@ -125,6 +125,8 @@ class InlierOutlier(Division):
         """Fit the detector."""
         if n_experts != 2:
             raise UserError(f"expected 2 experts for inliers and outliers, got {n_experts}; set n_experts=2")
+        if self.detector is not None and not (hasattr(self.detector, "fit") and hasattr(self.detector, "predict")):
+            raise UserError(f"expected detector an outlier detector of scikit-learn, got {self.detector!r}; pass one")
         detector = IsolationForest(random_state=seed) if self.detector is None else clone(self.detector)
         weighted = has_fit_parameter(detector, "sample_weight")
         detector.fit(data.X, **({"sample_weight": data.sample_weight} if weighted else {}))
@@ -226,7 +228,7 @@ def given_shares(division: Any, n_samples: int, n_experts: int) -> Array:
         total = array.sum(axis=1, keepdims=True)
         if not (array >= 0).all() or not (np.isfinite(total) & (total > 0)).all():
             raise UserError("expected shares of at least 0 with a positive sum in every row; correct the division")
-        return np.asarray(array / total, dtype=np.float64)
+        return _telling(np.asarray(array / total, dtype=np.float64))
     if array.shape != (n_samples,) or not np.issubdtype(array.dtype, np.integer):
         raise UserError(
             f"expected a division of shape ({n_samples},) with whole numbers or ({n_samples}, {n_experts}), got "
@@ -234,4 +236,13 @@ def given_shares(division: Any, n_samples: int, n_experts: int) -> Array:
         )
     if array.min() < 0 or array.max() >= n_experts:
         raise UserError(f"expected labels from 0 to {n_experts - 1}, got {array.min()} to {array.max()}; set n_experts")
-    return np.eye(n_experts)[array]
+    return _telling(np.eye(n_experts)[array])
+
+
+def _telling(shares: Array) -> Array:
+    """Refuse shares that are the same for all rows: from them EM would keep all experts alike."""
+    if shares.shape[1] > 1 and not np.ptp(shares, axis=0).any():
+        raise UserError(
+            f"expected a division of the rows, got {shares[0].tolist()} for all of them; leave division out"
+        )
+    return shares

@@ -4,12 +4,14 @@ They are functions of the weighted set of rows: neither the order of the rows no
 weight two changes them, so that weights equal repetition from the first iteration on.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from mixtura.classical.columns import Array, Columns
-from mixtura.classical.data import Data
+from mixtura.classical.data import Data, pick
 
 SHARPNESS = 4.0
 SPREAD = 0.9
@@ -88,15 +90,20 @@ def seed_rows(points: Array, sample_weight: Array, *, n_seeds: int, rng: np.rand
     return np.array(chosen)
 
 
-def first_division(data: Data, n_experts: int, *, restart: int, looks_at_X: bool, seed: int) -> Array:
+def first_division(
+    data: Data, n_experts: int, *, restart: int, seed: int, columns: NDArray[np.intp] | None = None
+) -> Array:
     """Give the division that a restart begins with, shape (n_samples, n_experts).
 
-    Even restarts cluster the rows by X (if the gate looks at X), odd ones cut the space of X and y at random; a gate
-    that looks at nothing starts from random cuts only: clusters in X mean nothing to it.
+    Even restarts cluster the rows by the `columns` that the gate looks at (None: all of X), odd ones cut the space of
+    these and y at random. For a gate that looks at nothing (no column) clusters in X mean nothing: it starts from
+    random cuts of X and y only.
     """
     rng = np.random.default_rng(seed)
     if n_experts == 1:
         return np.ones((data.n_samples, 1))
-    if looks_at_X and restart % 2 == 0:
-        return clusters(joint_columns(data, targets=False), data.sample_weight, n_experts=n_experts, rng=rng)
-    return smooth_partition(joint_columns(data, targets=True), n_experts, rng)
+    blind = columns is not None and not len(columns)
+    seen = data if blind else replace(data, X=pick(data.X, columns))
+    if restart % 2 == 0 and not blind:
+        return clusters(joint_columns(seen, targets=False), data.sample_weight, n_experts=n_experts, rng=rng)
+    return smooth_partition(joint_columns(seen, targets=True), n_experts, rng)

@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from mixtura.classical.checks import check_at_least, check_whole
+from mixtura.classical.checks import check_at_least, check_size, check_truth, check_whole
 from mixtura.classical.columns import Array
 from mixtura.classical.data import Data
 from mixtura.classical.division import ColumnGroups, Division, given_shares
@@ -40,7 +40,7 @@ class Mixture(BaseEstimator, ABC):
         seeds = [int(s) for s in check_random_state(self.random_state).randint(2**31 - 1, size=self.n_init + 1)]
         gate = self._gate()
         if isinstance(self.division, ColumnGroups):
-            family = split_columns(family, self.division.groups)
+            family = split_columns(family, self.division.groups, n_experts=n_experts)
         task = Task(
             gate=gate.bind(data, n_experts, seed=seeds[0]),
             experts=family.bind(data, n_experts, seed=seeds[0]),
@@ -55,6 +55,7 @@ class Mixture(BaseEstimator, ABC):
         best, objectives = best_run(task, starts, n_jobs=self.n_jobs, verbose=self.verbose)
         best = self._refine(best, data, family=family, seed=seeds[0])
         self._keep(best, objectives)
+        self._form = data.form
         return self
 
     def _gate(self) -> Gate:
@@ -73,6 +74,7 @@ class Mixture(BaseEstimator, ABC):
                     f"expected n_experts={self.n_experts_} to go on from the last fit, got {n_experts}; "
                     "set warm_start=False"
                 )
+            self._check_as_before(data)
             return [partial(_go_on, data, Parameters(gate=self.gate_, experts=self.experts_))]
         division = self.division
         if division is not None and not isinstance(division, ColumnGroups):
@@ -83,6 +85,11 @@ class Mixture(BaseEstimator, ABC):
             return [partial(start, data, soften(shares), temperature=self.temperature)]
         divide = partial(_start, data, n_experts, divide=self._gate().divide, temperature=self.temperature)
         return [partial(divide, restart=i, seed=seed) for i, seed in enumerate(seeds[1:])]
+
+    def _check_as_before(self, data: Data) -> None:
+        """Refuse to go on with data of another form than those of the fit before."""
+        if self._form != data.form:
+            raise UserError(f"expected {self._form} to go on from the last fit, got {data.form}; fit a new model")
 
     def _keep(self, best: Progress, objectives: list[float]) -> None:
         assert best.best is not None
@@ -171,6 +178,7 @@ class Mixture(BaseEstimator, ABC):
     def _checked(self, X: Any) -> Array:
         check_is_fitted(self)
         checked: Array = validate_data(self, X, dtype=np.float64, reset=False)
+        check_size("X", checked)
         return checked
 
 
@@ -199,6 +207,8 @@ def check_settings(model: Any, data: Data, n_experts: int) -> None:
             f"expected at least one sample per expert, got n_samples = {data.n_samples} with weight for "
             f"n_experts = {n_experts}; ask for fewer experts"
         )
+    check_truth("warm_start", model.warm_start)
+    check_whole("verbose", int(model.verbose) if isinstance(model.verbose, bool) else model.verbose, 0)
     check_whole("n_init", model.n_init, 1)
     check_whole("max_iter", model.max_iter, 1)
     check_at_least("tol", model.tol, 0)

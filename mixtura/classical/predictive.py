@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp, xlogy
 
+from mixtura.classical.checks import check_whole
 from mixtura.classical.columns import Array
 from mixtura.errors import UserError
 
@@ -111,6 +112,7 @@ class MixturePredictive:
 
     def sample(self, n_samples: int = 1, *, rng: np.random.Generator) -> Array:
         """Draw `n_samples` targets for every row, shape (n_samples, n_rows[, n_outputs])."""
+        check_whole("n_samples", n_samples, 1)
         drawn = np.empty((n_samples, *self._mean().shape))
         choice = (rng.uniform(size=(n_samples, len(self.gate), 1)) > np.cumsum(self.gate, axis=1)[:, :-1]).sum(axis=2)
         for k, distribution in enumerate(self.distributions):

@@ -8,7 +8,7 @@ from sklearn.base import RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from mixtura.classical.checks import check_choice
+from mixtura.classical.checks import check_choice, check_size
 from mixtura.classical.columns import Array
 from mixtura.classical.data import Data
 from mixtura.classical.experts.base import ExpertFamily
@@ -108,6 +108,8 @@ class MoERegressor(RegressorMixin, Mixture):
     def _data(self, X: Any, y: Any, sample_weight: Any, *, reset: bool = True) -> tuple[Data, NDArray[np.bool_]]:
         """Check what the user passed; `used` marks the rows with weight, which alone are data."""
         X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, reset=reset)
+        check_size("X", X)
+        check_size("y", np.asarray(y, dtype=np.float64))
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         self._squeeze = y.ndim == 1
         used = weight > 0
@@ -163,6 +165,7 @@ class MoERegressor(RegressorMixin, Mixture):
         target = np.asarray(y, dtype=np.float64)
         if not np.isfinite(target).all():
             raise UserError("expected finite targets, got NaN or infinity; leave these rows out")
+        check_size("y", target)
         return target.reshape(len(target), -1)
 
     def __sklearn_tags__(self) -> Any:

@@ -88,9 +88,8 @@ def select_n_experts(
     check_choice("criterion", criterion, CRITERIA)
     if "n_experts" not in model.get_params(deep=False):
         raise UserError(f"expected a model with n_experts, got {model!r}; a hierarchy grows by max_leaves instead")
-    counts = list(n_experts)
-    if not counts:
-        raise UserError("expected at least one number of experts to try, got none; pass for example range(1, 7)")
+    if not isinstance(n_experts, Iterable) or not (counts := list(n_experts)):
+        raise UserError(f"expected numbers of experts to try, got {n_experts!r}; pass for example range(1, 7)")
     folds = None
     if cv is not None or criterion == "cv":
         splitter = check_cv(5 if cv is None else cv, y, classifier=is_classifier(model))

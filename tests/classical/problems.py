@@ -44,7 +44,7 @@ def falls(seed, family, gate, *, targets="real", iterations=8, n_experts=None):
         temperature=1.5 if seed % 5 == 0 else 1.0,
         reseed=False,
     )
-    first = first_division(data, n_experts, restart=seed, looks_at_X=True, seed=seed)
+    first = first_division(data, n_experts, restart=seed, seed=seed)
     steps = run(task, start(data, first, temperature=task.temperature), iterations=iterations).steps
     assert len(steps) > 1
     assert all(np.isfinite(step.objective) for step in steps)

@@ -24,6 +24,10 @@ def test_columns_are_found_by_number_and_by_name():
         ([3], None, "expected a column number below 3, got 3"),
         (["d"], ("a", "b", "c"), "expected a column of X, got 'd'; X has a, b, c"),
         (["a"], None, "fit on a DataFrame"),
+        ("abc", ("a", "b", "c"), r"expected a list of columns, got 'abc'; write \['abc'\]"),
+        (1, None, r"expected a list of columns, got 1; write \[1\]"),
+        ([True, False, True], None, "got True; a mask needs np.flatnonzero"),
+        ([1.5], None, "expected columns by number or name, got 1.5"),
     ],
 )
 def test_columns_that_are_not_there_are_refused(columns, names, message):

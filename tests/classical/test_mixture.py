@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from mixtura.classical import HMEClassifier, HMERegressor, MoEClassifier, MoERegressor
+from mixtura.classical import (
+    ColumnGroups,
+    HMEClassifier,
+    HMERegressor,
+    InlierOutlier,
+    LinearExpert,
+    MoEClassifier,
+    MoERegressor,
+    PoissonExpert,
+)
 from mixtura.errors import UserError
 from tests.classical.samples import switching
 
@@ -104,6 +113,13 @@ def test_fewer_rows_than_parameters_is_no_error():
         ({"gate": "hard"}, "expected gate one of"),
         ({"pooling": "median"}, "expected pooling one of"),
         ({"division": [0, 1]}, r"expected a division of shape \(40,\)"),
+        ({"division": [0] * 40, "n_experts": 2}, r"expected a division of the rows, got \[1.0, 0.0\] for all of them"),
+        ({"division": [[1.0, 1.0]] * 40}, r"expected a division of the rows, got \[0.5, 0.5\]"),
+        ({"division": ColumnGroups([[0]]), "n_experts": 2}, "expected 2 groups of columns, got 1"),
+        ({"division": InlierOutlier("forest")}, "expected detector an outlier detector"),
+        ({"expert": []}, "expected at least one expert in the list"),
+        ({"warm_start": "no"}, "expected warm_start True or False, got 'no'"),
+        ({"verbose": -1}, "expected verbose a whole number of at least 0, got -1"),
     ],
 )
 def test_bad_settings_are_one_line(kind, settings, message):
@@ -136,5 +152,96 @@ def test_reseeding_is_a_warning():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mixtura.classical.mixture.start", start)
         with pytest.warns(UserWarning, match="experts 1 explained nothing and were re-seeded"):
-            model = MoERegressor(2, gate="constant", division=shares).fit(X, y)
+            model = MoERegressor(2, gate="constant", division=np.arange(200) % 2).fit(X, y)
     assert model.log_likelihood_ > MoERegressor(1).fit(X, y).log_likelihood_ + 100
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("scale", [1e149, 1e-149])
+@pytest.mark.filterwarnings("ignore:.*floor")
+def test_the_units_of_X_change_no_prediction(kind, scale):
+    X, y = data()
+    plain, scaled = (kind(2, random_state=0, n_init=1, tol=1e-4).fit(X * unit, y) for unit in (1.0, scale))
+    np.testing.assert_allclose(scaled.log_likelihood_, plain.log_likelihood_, rtol=1e-6)
+    np.testing.assert_allclose(scaled.predict(X * scale), plain.predict(X), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [MoERegressor, HMERegressor])
+@pytest.mark.parametrize("expert", ["linear", "student_t", LinearExpert(covariance="full")])
+@pytest.mark.parametrize("scale", [1e149, 1e-149])
+def test_the_units_of_y_change_nothing_but_the_units(kind, expert, scale):
+    X, y, _ = switching(40)
+    settings = {"expert": expert, "gate": "constant", "random_state": 0, "n_init": 1, "tol": 1e-4}
+    plain, scaled = (kind(2 if kind is MoERegressor else 1, **settings).fit(X, y * unit) for unit in (1.0, scale))
+    np.testing.assert_allclose(scaled.predict(X) / scale, plain.predict(X), rtol=1e-6)
+    std = scaled.predict(X, return_std=True)[1]
+    np.testing.assert_allclose(std / scale, plain.predict(X, return_std=True)[1], rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*floor")
+@pytest.mark.parametrize("kind", ALL)
+def test_what_no_square_can_hold_is_refused_and_what_is_too_small_to_vary_is_constant(kind):
+    X, y = data()
+    with pytest.raises(UserError, match=r"expected X at most 1e\+150 in size, got 1e\+200; rescale it"):
+        kind().fit(np.where(X > 0, 1e200, X), y)
+    model = kind(2, random_state=0, n_init=1, tol=1e-4).fit(np.column_stack([X, 1e-300 * X[:, 0]]), y)
+    plain = kind(2, random_state=0, n_init=1, tol=1e-4).fit(X, y)
+    np.testing.assert_allclose(model.log_likelihood_, plain.log_likelihood_, rtol=1e-6)
+    with pytest.raises(UserError, match="expected X at most"):
+        plain.predict(1e300 * X)
+    if kind in (MoERegressor, HMERegressor):
+        with pytest.raises(UserError, match="expected y at most"):
+            kind().fit(X, 1e200 * y)
+
+
+def test_products_of_columns_that_overflow_are_refused():
+    X, y = data()
+    with pytest.raises(UserError, match=r"expected products of 3 columns at most 1e.150 in size, got inf"):
+        MoERegressor(expert=LinearExpert(degree=3)).fit(1e140 * X, y)
+
+
+@pytest.mark.parametrize("kind", [MoEClassifier, HMEClassifier])
+def test_labels_and_class_weights_that_mean_nothing_are_refused(kind):
+    X, y = data()
+    with pytest.raises(UserError, match="expected labels of one kind, got int, str together"):
+        kind().fit(X, np.array(["a", 1] * 20, dtype=object))
+    for weight in (-1.0, np.nan):
+        with pytest.raises(UserError, match="expected class weights of at least 0"):
+            kind(class_weight={0: weight, 1: 1.0}).fit(X, y)
+
+
+@pytest.mark.filterwarnings("ignore:.*floor")
+@pytest.mark.parametrize("kind", ALL)
+def test_going_on_with_data_of_another_form_is_refused(kind):
+    X, y = data()
+    model = kind(2, random_state=0, n_init=1, tol=1e-3, warm_start=True).fit(X, y)
+    with pytest.raises(UserError, match=r"expected 1 column\(s\) and .* from the last fit, got 2 column\(s\)"):
+        model.fit(np.column_stack([X, X]), y)
+    model = kind(2, random_state=0, n_init=1, tol=1e-3, warm_start=True).fit(X, y)
+    with pytest.raises(UserError, match=r"got 1 column\(s\) and (2 output|classes \[0, 1, 2\])"):
+        model.fit(X, np.arange(40) % 3 if hasattr(model, "classes_") else np.column_stack([y, y]))
+
+
+@pytest.mark.filterwarnings("ignore:.*floor")
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"gate": "polynomial"}, {"gate": "kernel"}),
+        ({"expert": PoissonExpert(degree=2)}, {"expert": PoissonExpert()}),
+        ({"expert": "student_t"}, {"expert": "poisson"}),
+        ({"expert": PoissonExpert()}, {"expert": "gamma"}),
+    ],
+)
+def test_a_warm_start_may_change_gate_and_experts(before, after):
+    X, y = data()
+    model = MoERegressor(2, random_state=0, n_init=1, tol=1e-6, warm_start=True, **before).fit(X, y + 1)
+    model.set_params(**after).fit(X, y + 1)
+    again = MoERegressor(2, random_state=0, n_init=1, tol=1e-6, division=model.responsibilities(X, y + 1), **after)
+    assert model.log_likelihood_ > again.fit(X, y + 1).log_likelihood_ - 1.0
+    assert [step.objective for step in model.history_] == sorted(step.objective for step in model.history_)
+
+
+def test_draws_are_counted():
+    X, y = data()
+    with pytest.raises(UserError, match="expected n_samples a whole number of at least 1, got 0"):
+        MoERegressor(1).fit(X, y).sample_y(X, 0)

@@ -43,8 +43,10 @@ def test_classifiers_are_selected_too_and_weights_count():
 
 
 def test_no_candidates_and_no_criterion_are_refused():
-    with pytest.raises(UserError, match="expected at least one number"):
+    with pytest.raises(UserError, match=r"expected numbers of experts to try, got \[\]; pass"):
         select_n_experts(MoERegressor(), [[0.0]], [0.0], n_experts=[])
+    with pytest.raises(UserError, match="expected numbers of experts to try, got 3; pass"):
+        select_n_experts(MoERegressor(), [[0.0]], [0.0], n_experts=3)
     with pytest.raises(UserError, match=r"expected a model with n_experts, got HMERegressor.*max_leaves"):
         select_n_experts(HMERegressor(), [[0.0]], [0.0])
     with pytest.raises(UserError, match="expected criterion one of log_likelihood, aic, bic, icl, cv, got 'dic'"):

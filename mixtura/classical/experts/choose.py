@@ -31,7 +31,9 @@ def choose_experts(expert: Any, n_experts: int | None, *, task: str) -> tuple[Ex
         (LinearExpert(alpha=1.0), 2)
     """
     if isinstance(expert, list | tuple):
-        if not expert or n_experts not in (None, len(expert)):
+        if not expert:
+            raise UserError("expected at least one expert in the list, got an empty one; name one for each expert")
+        if n_experts not in (None, len(expert)):
             raise UserError(f"expected n_experts={len(expert)}, one for each in expert, got {n_experts}; pass None")
         return MixedExpert(tuple(choose_family(one, task=task) for one in expert)), len(expert)
     count = 2 if n_experts is None else n_experts

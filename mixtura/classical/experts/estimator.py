@@ -101,7 +101,13 @@ def estimator_values(estimator: Any, X: Array, classes: NDArray[Any]) -> Array:
     if not set(known) <= place.keys():
         expected = classes.tolist()
         raise UserError(f"expected an expert of the classes {expected}, got one of {known}; fit it on these labels")
-    proba[:, [place[label] for label in known]] = estimator.predict_proba(X)
+    given = np.asarray(estimator.predict_proba(X))
+    if given.shape != (len(X), len(known)):
+        raise UserError(
+            f"expected probabilities of the {len(known)} classes in an expert's share, got {given.shape[1]} columns; "
+            "tell an estimator of fixed outputs all labels (skorch: classes=)"
+        )
+    proba[:, [place[label] for label in known]] = given
     return np.asarray((1 - len(classes) * LEAST_PROBA) * proba + LEAST_PROBA)
 
 

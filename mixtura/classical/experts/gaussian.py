@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, stats
 
-from mixtura.classical.checks import check_at_least, check_choice
+from mixtura.classical.checks import check_at_least, check_choice, check_whole
 from mixtura.classical.columns import Array, Columns, linear_map
 from mixtura.classical.data import ColumnChoice, Data
 from mixtura.classical.experts.base import ExpertFamily, ExpertTrainer, FittedExperts
@@ -87,7 +87,7 @@ def line_values(terms: Array, coef: Array, intercept: Array) -> Array:
         array([2., 6.])
     """
     n_experts, n_outputs, n_terms = coef.shape
-    flat = linear_map(terms, coef.reshape(-1, n_terms), intercept.ravel())
+    flat = linear_map(terms, coef.reshape(n_experts * n_outputs, n_terms), intercept.ravel())
     return flat.T.reshape(n_experts, n_outputs, len(terms)).transpose(2, 0, 1)
 
 
@@ -144,7 +144,7 @@ class LinearExpert(ExpertFamily):
     def bind(self, data: Data, n_experts: int, *, seed: int = 0) -> "LinearTrainer":  # noqa: ARG002  nothing is random
         """Check the hyper-parameters and make the features once."""
         check_at_least("alpha", self.alpha, 0)
-        check_at_least("degree", self.degree, 1)
+        check_whole("degree", self.degree, 1)
         check_at_least("variance_floor", self.variance_floor, 0)
         check_choice("covariance", self.covariance, ("diagonal", "full"))
         return LinearTrainer(self, data, n_experts)
@@ -206,7 +206,7 @@ def floor_covariance(matrix: Array, floor: Array, *, diagonal: bool) -> tuple[Ar
     if diagonal:
         variance = np.diag(matrix)
         return np.diag(np.maximum(variance, floor)), bool((variance < floor).any())
-    unit = np.sqrt(np.outer(floor, floor))
+    unit = np.outer(np.sqrt(floor), np.sqrt(floor))
     values, vectors = linalg.eigh(matrix / unit)
     lifted = (vectors * np.maximum(values, 1.0)) @ vectors.T * unit
     return 0.5 * (lifted + lifted.T), bool((values < 1.0).any())

@@ -211,7 +211,8 @@ class LogLinearTrainer(ExpertTrainer):
     def fit(self, weights: Array, previous: FittedExperts | None) -> LogLinearExperts:
         """Take a few Newton steps, then set a Gamma's shape to its maximum; neither lowers the objective."""
         gamma = self.family.kind is GammaExperts
-        if isinstance(previous, LogLinearExperts):
+        # A warm start may come from experts of other features or of the other family.
+        if isinstance(previous, self.family.kind) and previous.coef.shape[1] == self.columns.X.shape[1]:
             experts, coef = previous, self.columns.standardise(previous.coef, previous.intercept)
         else:
             experts, coef = self._blank(weights), np.zeros((weights.shape[1], self.columns.size))

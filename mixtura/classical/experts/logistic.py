@@ -1,5 +1,6 @@
 """Softmax regressions as experts: the M-step is Newton's method on weighted labels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +123,10 @@ class LogisticTrainer(ExpertTrainer):
     def fit(self, weights: Array, previous: FittedExperts | None) -> LogisticExperts:
         """Take a few Newton steps for every expert; none lowers its objective."""
         labels = np.eye(self.n_classes)[self.y]
-        before = previous.fits if isinstance(previous, LogisticExperts) else [None] * weights.shape[1]
+        before: Sequence[SoftmaxFit | None] = [None] * weights.shape[1]
+        # A warm start may come from experts of other features.
+        if isinstance(previous, LogisticExperts) and previous.fits[0].coef.shape[1] == self.columns.X.shape[1]:
+            before = previous.fits
         fits = [
             fit_softmax(
                 self.columns,

@@ -11,6 +11,7 @@ from sklearn.base import clone
 from mixtura.classical.columns import Array
 from mixtura.classical.data import ColumnChoice, Data
 from mixtura.classical.experts.base import ExpertFamily, ExpertTrainer, FittedExperts
+from mixtura.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +79,19 @@ class MixedExpert(ExpertFamily):
         return MixedTrainer([family.bind(data, 1, seed=seed + k) for k, family in enumerate(self.families)])
 
 
-def split_columns(family: ExpertFamily, groups: Sequence[ColumnChoice]) -> MixedExpert:
+def split_columns(family: ExpertFamily, groups: Sequence[ColumnChoice], *, n_experts: int) -> MixedExpert:
     """Give one expert for each group of columns, of the family or of its k-th member.
 
     Example:
         >>> from mixtura.classical.experts.gaussian import LinearExpert
-        >>> [one.columns for one in split_columns(LinearExpert(), [[0], [1, 2]]).families]
+        >>> [one.columns for one in split_columns(LinearExpert(), [[0], [1, 2]], n_experts=2).families]
         [[0], [1, 2]]
     """
-    families = family.families if isinstance(family, MixedExpert) else (family,) * len(groups)
-    return MixedExpert(
-        tuple(clone(one).set_params(columns=group) for one, group in zip(families, groups, strict=False))
-    )
+    families = family.families if isinstance(family, MixedExpert) else (family,) * n_experts
+    if len(families) != len(groups):
+        raise UserError(f"expected {n_experts} groups of columns, got {len(groups)}; give one for each expert")
+    pairs = zip(families, groups, strict=True)
+    return MixedExpert(tuple(clone(one).set_params(columns=group) for one, group in pairs))
 
 
 class MixedTrainer(ExpertTrainer):

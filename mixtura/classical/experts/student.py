@@ -139,7 +139,8 @@ class StudentTTrainer(ExpertTrainer):
 
     def fit(self, weights: Array, previous: FittedExperts | None) -> StudentTExperts:
         """Reweight rows by how far they lie out and solve the least squares again; no step lowers the objective."""
-        if isinstance(previous, StudentTExperts):
+        # A warm start may come from experts of other features.
+        if isinstance(previous, StudentTExperts) and previous.coef.shape[1] == self.columns.X.shape[1]:
             experts = previous
         else:
             df = 10.0 if self.family.df == "estimate" else float(self.family.df)

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from sklearn.base import BaseEstimator
 
 from mixtura.classical.columns import Array
-from mixtura.classical.data import Data
+from mixtura.classical.data import ColumnChoice, Data
 from mixtura.classical.initial import first_division
 
 
@@ -48,12 +48,12 @@ class Gate(BaseEstimator, ABC):
     # A fixed division is never re-seeded.
     fixed: bool = False
 
-    # Whether rows are better divided by X at first, or by X and y: a gate that looks at nothing needs the latter.
-    looks_at_X: bool = True
+    # The columns that it looks at, by number or name; None for all, an empty choice for a gate that looks at nothing.
+    columns: ColumnChoice = None
 
     def divide(self, data: Data, n_experts: int, *, restart: int, seed: int) -> Array:
         """Give the division that a restart begins with, shape (n_samples, n_experts), rows sum to one."""
-        return first_division(data, n_experts, restart=restart, looks_at_X=self.looks_at_X, seed=seed)
+        return first_division(data, n_experts, restart=restart, seed=seed, columns=data.column_numbers(self.columns))
 
     @abstractmethod
     def bind(self, data: Data, n_experts: int, *, seed: int = 0) -> GateTrainer:

@@ -122,6 +122,7 @@ class SoftmaxGate(Gate):
         """Fit the feature map and measure the scales of its columns."""
         check_at_least("ridge", self.ridge, 0)
         check_whole("max_steps", self.max_steps, 1)
+        check_whole("degree", self.degree, 1)
         numbers = data.column_numbers(self.columns)
         transformer = self._transformer(pick(data.X, numbers), data.sample_weight, seed=seed)
         return SoftmaxTrainer(self, FeatureMap(columns=numbers, transformer=transformer), data)
@@ -157,7 +158,9 @@ class SoftmaxTrainer(GateTrainer):
 
     def fit(self, weights: Array, previous: FittedGate | None) -> SoftmaxFitted:
         """Take a few Newton steps from the previous gate; none lowers the objective."""
-        start = previous.fit if isinstance(previous, SoftmaxFitted) else None
+        # A warm start may come from a gate of other features.
+        size = (weights.shape[1], self.columns.X.shape[1])
+        start = previous.fit if isinstance(previous, SoftmaxFitted) and previous.coef.shape == size else None
         fit = fit_softmax(
             self.columns, weights, ridge=self.gate.ridge, start=start, max_steps=self.gate.max_steps, tol=1e-10
         )
@@ -201,7 +204,7 @@ class ConstantGate(Gate):
         array([0.75, 0.25])
     """
 
-    looks_at_X = False
+    columns = ()
 
     def bind(self, data: Data, n_experts: int, *, seed: int = 0) -> "ConstantTrainer":  # noqa: ARG002  looks at nothing
         """Remember the rows."""

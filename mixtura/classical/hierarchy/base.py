@@ -8,7 +8,7 @@ from sklearn.base import is_classifier
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from mixtura.classical.checks import check_at_least, check_choice, check_whole
+from mixtura.classical.checks import check_at_least, check_choice, check_truth, check_whole
 from mixtura.classical.data import Data
 from mixtura.classical.em import Progress
 from mixtura.classical.experts.base import ExpertFamily
@@ -76,7 +76,9 @@ class Hierarchy(Mixture):
         online: Online | None = getattr(self, "online_", None)
         family, node = self._experts()[0], self._node_gate()
         begun = 0
-        if online is None:
+        if online is not None:
+            self._check_as_before(data)
+        else:
             if not learns_online(family, node):
                 raise UserError(
                     f"expected linear or logistic experts and softmax or least-squares gates for partial_fit, got "
@@ -93,6 +95,7 @@ class Hierarchy(Mixture):
         self.online_, self.gate_, self.experts_ = online, online.gate, online.fitted
         self.n_experts_ = self.experts_.n_experts
         self.n_parameters_ = self.gate_.n_parameters + self.experts_.n_parameters
+        self._form = data.form
         return self
 
     def _gate(self) -> Gate:
@@ -101,6 +104,7 @@ class Hierarchy(Mixture):
     def _refine(self, best: Progress, data: Data, *, family: ExpertFamily, seed: int) -> Progress:
         check_online(self)
         check_choice("criterion", self.criterion, CRITERIA)
+        check_truth("prune", self.prune)
         node = self._node_gate()
         best = self._reshape(best, data, family=family, node=node, seed=seed)
         assert best.best is not None
@@ -127,6 +131,10 @@ class Hierarchy(Mixture):
         report = say if self.verbose else None
         if self.max_leaves is not None:
             check_whole("max_leaves", self.max_leaves, 1)
+            if self.max_leaves < (n_leaves := len(self._tree().leaves)):
+                raise UserError(
+                    f"expected max_leaves of at least the {n_leaves} leaves so far, got {self.max_leaves}; lower depth"
+                )
             best = grow(plan, best, max_leaves=self.max_leaves, report=report)
         return prune(plan, best, report=report) if self.prune else best
 

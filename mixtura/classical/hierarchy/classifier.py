@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from mixtura.classical.classifier import MoEClassifier
+from mixtura.classical.classifier import MoEClassifier, sorted_labels
 from mixtura.classical.hierarchy.base import Hierarchy
 from mixtura.classical.hierarchy.grow import Criterion
 from mixtura.classical.predictive import Pooling
@@ -101,7 +101,7 @@ class HMEClassifier(Hierarchy, MoEClassifier):
         if first:
             if classes is None:
                 raise UserError("expected classes in the first call of partial_fit, got None; pass all labels")
-            self.classes_ = np.unique(classes)
+            self.classes_ = sorted_labels(classes)
         elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
             raise UserError(f"expected classes {self.classes_.tolist()} as before, got {classes!r}; leave them out")
         return self._learn(self._data(X, y, sample_weight, reset=first, known=True)[0])

@@ -89,7 +89,12 @@ class TreeGate(Gate):
 
     def divide(self, data: Data, n_experts: int, *, restart: int, seed: int) -> Array:  # noqa: ARG002  the tree knows it
         """Divide the rows at the root, then within each part."""
-        return divide(data, self.tree, restart=restart, seed=seed)
+        return divide(data, self.tree, gate=self.node_gate, restart=restart, seed=seed)
+
+    @property
+    def node_gate(self) -> Gate:
+        """The gate of each node."""
+        return SoftmaxGate() if self.node is None else self.node
 
     def bind(self, data: Data, n_experts: int, *, seed: int = 0) -> "TreeTrainer":
         """Bind one trainer for each number of children; nodes of equal width share it, and so its features."""
@@ -97,9 +102,10 @@ class TreeGate(Gate):
             raise UserError(
                 f"expected n_experts = {len(self.tree.leaves)}, the leaves of the tree, got {n_experts}; pass as many"
             )
-        node = SoftmaxGate() if self.node is None else self.node
         widths = {len(below) for below in self.tree.children if below}
-        return TreeTrainer(self.tree, {width: node.bind(data, width, seed=seed) for width in widths}, len(data.X))
+        return TreeTrainer(
+            self.tree, {width: self.node_gate.bind(data, width, seed=seed) for width in widths}, len(data.X)
+        )
 
 
 class TreeTrainer(GateTrainer):

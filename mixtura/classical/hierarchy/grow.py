@@ -20,7 +20,6 @@ from mixtura.classical.gates.base import FittedGate, Gate
 from mixtura.classical.hierarchy.gate import TreeFitted, TreeGate
 from mixtura.classical.hierarchy.settle import settled
 from mixtura.classical.hierarchy.tree import Tree
-from mixtura.classical.initial import first_division
 
 Criterion = Literal["bic", "aic", "likelihood"]
 
@@ -121,7 +120,7 @@ def split_leaf(plan: Plan, progress: Progress, weights: Array, *, leaf: int) -> 
         float(data.sample_weight @ one.log_density(alone)[:, 0]) - alone.penalty,
     )
     task = plan.local(data)
-    found = max((_attempt(task, data, restart, seed=plan.seed) for restart in range(2)), key=lambda p: p.best_objective)
+    found = max((_attempt(plan, task, data, restart) for restart in range(2)), key=lambda p: p.best_objective)
     assert found.best is not None
     log_joint = found.best.experts.log_density(data.X, data.y) + found.best.gate.log_proba(data.X)
     shares = np.full((plan.data.n_samples, 2), 0.5)
@@ -129,8 +128,8 @@ def split_leaf(plan: Plan, progress: Progress, weights: Array, *, leaf: int) -> 
     return Split(gain=found.best_objective - before, gate=found.best.gate, shares=shares)
 
 
-def _attempt(task: Task, data: Data, restart: int, *, seed: int) -> Progress:
-    shares = first_division(data, 2, restart=restart, looks_at_X=True, seed=seed)
+def _attempt(plan: Plan, task: Task, data: Data, restart: int) -> Progress:
+    shares = plan.node.divide(data, 2, restart=restart, seed=plan.seed)
     return run(task, start(data, shares), iterations=task.max_iter)
 
 

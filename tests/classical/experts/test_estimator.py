@@ -171,7 +171,7 @@ def test_resampling_draws_rows_by_weight():
         ("line", r"expected expert one of linear, ridge, .* got 'line'"),
         (EstimatorExpert(Ridge(), weighting="soft"), "expected weighting one of"),
         (EstimatorExpert(Ridge(), cv=1), "expected cv a whole number of at least 2"),
-        ([], "expected n_experts"),
+        ([], "expected at least one expert"),
         ([LinearExpert(), LogisticExpert()], "expected an expert for regression"),
         (Ridge, "expected expert one of"),
     ],
@@ -179,3 +179,18 @@ def test_resampling_draws_rows_by_weight():
 def test_experts_that_are_none_are_refused(expert, message):
     with pytest.raises(UserError, match=message):
         MoERegressor(expert=expert).fit([[0.0], [1.0], [3.0]], [0.0, 1.0, 2.0])
+
+
+class TenOutputs(LogisticRegression):
+    """A classifier that gives ten columns whatever labels it saw, as a network of ten outputs does."""
+
+    def predict_proba(self, X):
+        return np.full((len(X), 10), 0.1)
+
+
+def test_probabilities_of_other_classes_than_the_shares_are_refused():
+    X = np.arange(12.0)[:, None]
+    with pytest.raises(
+        UserError, match=r"expected probabilities of the 2 classes in an expert's share, got 10 columns"
+    ):
+        MoEClassifier(2, expert=TenOutputs(), random_state=0).fit(X, np.arange(12) // 6)

@@ -13,6 +13,8 @@ def test_the_floor_is_a_share_of_the_weighted_variance():
     y = np.array([[0.0], [2.0], [100.0]])
     np.testing.assert_allclose(variance_floor(y, np.array([1.0, 1.0, 0.0]), 0.01), [0.01])
     assert 0 < variance_floor(np.full((4, 1), 5.0), np.ones(4), 0.01)[0] < 1e-12
+    np.testing.assert_allclose(variance_floor(1e-140 * y, np.array([1.0, 1.0, 0.0]), 0.01), [1e-282])
+    assert variance_floor(np.zeros((4, 1)), np.ones(4), 0.01)[0] == 1e-24
 
 
 def test_floor_warnings_name_the_experts():

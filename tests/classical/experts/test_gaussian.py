@@ -92,6 +92,7 @@ def test_ridge_shrinks_and_its_penalty_is_in_the_objective():
     [
         (LinearExpert(alpha=-1), "expected alpha a finite number of at least 0, got -1"),
         (LinearExpert(degree=0), "expected degree"),
+        (LinearExpert(degree=1.5), "expected degree a whole number of at least 1, got 1.5"),
         (LinearExpert(covariance="tied"), "expected covariance one of diagonal, full, got 'tied'"),
         (LinearExpert(columns=[3]), "expected a column number below 1, got 3"),
         (LinearExpert(variance_floor=np.nan), "expected variance_floor"),
@@ -101,3 +102,12 @@ def test_bad_settings_are_refused(family, message):
     X, y, _ = switching(20)
     with pytest.raises(UserError, match=message):
         MoERegressor(2, expert=family).fit(X, y)
+
+
+def test_experts_that_look_at_no_column_are_constants():
+    X = np.linspace(-1, 1, 80)[:, None]
+    y = np.where(X[:, 0] > 0, 2.0, -1.0) + 0.1 * np.sin(99 * X[:, 0])
+    model = MoERegressor(2, expert=LinearExpert(columns=[]), random_state=0).fit(X, y)
+    np.testing.assert_allclose(np.sort(model.experts_.intercept.ravel()), [-1, 2], atol=0.05)
+    assert model.experts_.coef.shape == (2, 1, 0)
+    assert model.score(X, y) > 0.9

@@ -25,7 +25,7 @@ def test_warnings_name_the_expert_of_the_list():
 
 
 def test_each_expert_of_a_list_gets_its_group_of_columns():
-    families = split_columns(MixedExpert((LinearExpert(), StudentTExpert())), [[0], [1, 2]]).families
+    families = split_columns(MixedExpert((LinearExpert(), StudentTExpert())), [[0], [1, 2]], n_experts=2).families
     assert [type(family) for family in families] == [LinearExpert, StudentTExpert]
     assert [family.columns for family in families] == [[0], [1, 2]]
     rng = np.random.default_rng(0)

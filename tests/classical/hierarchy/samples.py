@@ -29,5 +29,5 @@ def plan_for(X, y, **settings):
 
 
 def fitted_tree(plan, tree):
-    begun = start(plan.data, divide(plan.data, tree, restart=0, seed=0))
+    begun = start(plan.data, divide(plan.data, tree, gate=plan.node, restart=0, seed=0))
     return run(plan.task(tree), begun, iterations=200)

@@ -46,6 +46,8 @@ def test_every_conditional_gate_may_sit_in_the_nodes(gate):
         ({"gate": "nothing"}, "expected gate"),
         ({"criterion": "cv"}, "criterion"),
         ({"max_leaves": 0}, "max_leaves"),
+        ({"max_leaves": 3, "depth": 2}, "expected max_leaves of at least the 4 leaves so far, got 3; lower depth"),
+        ({"prune": "no"}, "expected prune True or False, got 'no'"),
         ({"depth": -1}, "depth"),
         ({"tree": "abc"}, "nested sequences"),
         ({"expert": ["linear"] * 3}, "n_experts=3"),

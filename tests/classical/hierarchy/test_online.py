@@ -98,3 +98,10 @@ def test_the_schedule_rises_to_one():
     np.testing.assert_allclose(values, [0.9, 0.95, 0.975, 1.0])
     assert forgetting_at(1e9, start=0.9, halving=None) == pytest.approx(np.log(0.9))
     assert forgetting_at(0, start=1.0, halving=None) == 0.0
+
+
+def test_other_outputs_than_before_are_refused():
+    X, y = four_lines(60)
+    model = HMERegressor(1, random_state=0).partial_fit(X, y)
+    with pytest.raises(UserError, match=r"expected 1 column\(s\) and 1 output\(s\) to go on .* 2 output"):
+        model.partial_fit(X, np.column_stack([y, y]))
