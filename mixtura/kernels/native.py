@@ -16,16 +16,17 @@ from torch import Tensor
 
 from mixtura.errors import UserError
 from mixtura.kernels import ops
-from mixtura.kernels.activations import StackedMLP
+from mixtura.kernels.activations import WOVEN_PREFIX, StackedMLP
 from mixtura.kernels.ops import Gradients, Wanted, first_derivative_only
 from mixtura.kernels.rows import RowIndex, sum_rows
 
-ACTIVATION_CODES = {"relu": 0, "gelu": 1, "silu": 2, "swiglu": 3, "geglu": 4}
+ACTIVATION_CODES = {"relu": 0, "gelu": 1, "silu": 2, "swiglu": 3, "geglu": 4, "clamped_swiglu": 5}
+WOVEN_COLUMNS, UP_TRANSPOSED, DOWN_TRANSPOSED = 1, 2, 4  # the flags of csrc/problem.h
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 VARIABLE = "MIXTURA_NATIVE"  # names the variant that must run, or "off"
 
 _sizes = ("tokens", "rows", "experts", "dim", "hidden", "choices")
-_modes = ("dtype", "activation", "threads", "reserved")
+_modes = ("dtype", "activation", "threads", "layout")
 _inputs = ("token", "count", "slot", "x", "weight", "up", "down", "up_bias", "down_bias", "keep")
 _backward = ("dx_rows", "dx", "dweight", "dup", "ddown", "dup_bias", "ddown_bias")
 _scratch = ("a", "dz", "parts")
@@ -139,7 +140,7 @@ def unsupported(x_TD: Tensor, experts: StackedMLP) -> str:
         return f"device {x_TD.device} is not the CPU"
     if x_TD.dtype not in DTYPE_CODES:
         return f"dtype {x_TD.dtype} is neither torch.float32 nor torch.bfloat16"
-    if experts.activation not in ACTIVATION_CODES:
+    if experts.activation.removeprefix(WOVEN_PREFIX) not in ACTIVATION_CODES:
         return f"activation {experts.activation!r} is not among {sorted(ACTIVATION_CODES)}"
     tensors = [tensor for tensor in (x_TD, *experts) if isinstance(tensor, Tensor)]
     if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors):
@@ -173,8 +174,9 @@ def _problem(x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: Stacke
         hidden=F,
         choices=0 if slot_TK is None else slot_TK.shape[1],
         dtype=DTYPE_CODES[x_TD.dtype],
-        activation=ACTIVATION_CODES[experts.activation],
+        activation=ACTIVATION_CODES[experts.activation.removeprefix(WOVEN_PREFIX)],
         threads=torch.get_num_threads(),
+        layout=_layout(experts),
         **{name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None},
     )
 
@@ -184,8 +186,22 @@ def _call(name: str, problem: _Problem) -> None:
         raise RuntimeError(f"{name} found no variant {variant()!r}")
 
 
+def _is_transposed(matrices: Tensor) -> bool:
+    return matrices.mT.is_contiguous() and not matrices.is_contiguous()
+
+
+def _layout(experts: StackedMLP) -> int:
+    woven = experts.activation.startswith(WOVEN_PREFIX)
+    flags = (woven, WOVEN_COLUMNS), (_is_transposed(experts.up), UP_TRANSPOSED)
+    return sum(flag for holds, flag in (*flags, (_is_transposed(experts.down), DOWN_TRANSPOSED)) if holds)
+
+
 def _dense(experts: StackedMLP) -> StackedMLP:
-    return StackedMLP(*(part.contiguous() if isinstance(part, Tensor) else part for part in experts))  # type: ignore[arg-type]  # each part keeps its type
+    """Matrices that lie transposed stay so: the library reads them as they are, and writes their gradients alike."""
+    up, down, up_bias, down_bias, activation = experts
+    up, down = (matrices if _is_transposed(matrices) else matrices.contiguous() for matrices in (up, down))
+    up_bias, down_bias = (bias if bias is None else bias.contiguous() for bias in (up_bias, down_bias))
+    return StackedMLP(up, down, up_bias, down_bias, activation)
 
 
 def _forward(
