@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from benchmarks.common import load, save
 from benchmarks.hub_families import FAMILIES, Family, fill, output
-from benchmarks.layer_cpu import in_turn, timed
 from benchmarks.peers import versions
 from mixtura import kernels
 from mixtura.hub.plugin import NAME, register
+from mixtura.train.bench import in_turn, timed
 from mixtura.train.device import keep_freed_memory
 
 IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm", NAME)
