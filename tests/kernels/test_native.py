@@ -136,6 +136,16 @@ def test_every_activation_is_known():
 
 
 @needs_library
+def test_transformed_calls_go_through_the_op():
+    index = make_index([[0], [1], [1]], num_experts=2)
+    operands = Operands.random(index, activation="silu", bias=True)
+    stacked, weight_N = operands.stacked(), operands.weight
+    (expected,) = torch.autograd.grad(operands.run(native.grouped_mlp, index).sum(), operands.x)
+    got = torch.func.grad(lambda x: native.grouped_mlp(x, weight_N, index, experts=stacked).sum())(operands.x)
+    assert torch.equal(got, expected)
+
+
+@needs_library
 def test_operands_that_it_does_not_know_are_refused_where_it_is_forced():
     index = make_index([[0], [1]], num_experts=2)
     operands = Operands.random(index, activation="relu", bias=False).cast(torch.float64)
