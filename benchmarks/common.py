@@ -1,32 +1,15 @@
 """What every benchmark shares: the machine's description, result files, interleaved timing."""
 
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mixtura import __version__
-from mixtura.train.run import cpu_name
+from mixtura.train.bench import machine
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def machine() -> dict[str, Any]:
-    """Processor, threads and versions."""
-    return {
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "mixtura": __version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 def save(name: str, result: Mapping[str, Any]) -> Path:

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import save
+from benchmarks.common import load, save
 from benchmarks.hub_families import FAMILIES, Family, fill, output
-from benchmarks.layer_cpu import in_turn, timed
 from benchmarks.peers import versions
 from mixtura import kernels
 from mixtura.hub.plugin import NAME, register
+from mixtura.train.bench import in_turn, timed
 from mixtura.train.device import keep_freed_memory
 
 IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm", NAME)
@@ -78,7 +78,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10, help="for each row")
     parser.add_argument("--tokens", type=int, nargs="*", default=[64, 2048])
-    parser.add_argument("--families", nargs="*", choices=list(FAMILIES), help="some of them; nothing is written then")
+    parser.add_argument(
+        "--families", nargs="*", choices=list(FAMILIES), help="these alone, put in place of the committed ones"
+    )
     return parser.parse_args()
 
 
@@ -87,6 +89,7 @@ def main() -> None:
     options = parse()
     keep_freed_memory()
     register()
+    kept = load("hub_layer")["rows"] if options.families else []
     rows: list[dict[str, Any]] = []
     start = time.perf_counter()
     for name in options.families or FAMILIES:
@@ -96,17 +99,20 @@ def main() -> None:
                 figures = measure(FAMILIES[name], dtype, tokens=tokens, seconds=options.seconds)
                 rows.append({**head, "dtype": str(dtype).removeprefix("torch."), **figures})
                 print(json.dumps(rows[-1]), flush=True)
+    new = {(row["family"], row["tokens"], row["dtype"]): row for row in rows}
+    places = [(row["family"], row["tokens"], row["dtype"]) for row in kept]
+    rows = [new.pop(place, row) for place, row in zip(places, kept, strict=True)] + list(new.values())
     means = {
         f"{dtype} speedup, {tokens} tokens": round(
             statistics.geometric_mean(r["speedup"] for r in rows if (r["dtype"], r["tokens"]) == (dtype, tokens)), 3
         )
         for dtype in ("float32", "bfloat16")
-        for tokens in options.tokens
+        for tokens in sorted({row["tokens"] for row in rows})
     }
     print(json.dumps({"geometric means": means, "seconds": round(time.perf_counter() - start)}))
-    if not options.families:
-        result = {"rows": rows, "geometric means": means, "kernel": kernels.describe(), "peers": versions()}
-        print(save("hub_layer", result))
+    print(
+        save("hub_layer", {"rows": rows, "geometric means": means, "kernel": kernels.describe(), "peers": versions()})
+    )
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ from torch import nn
 
 from benchmarks.common import load, save
 from benchmarks.hub_families import FAMILIES
-from benchmarks.layer_cpu import in_turn, timed
 from benchmarks.peers import versions
 from mixtura import kernels
 from mixtura.hub.plugin import NAME, register
+from mixtura.train.bench import in_turn, timed
 from mixtura.train.device import keep_freed_memory
 
 MODELS = {"Mixtral": "mixtral", "OLMoE": "olmoe", "Qwen3-MoE": "qwen3_moe", "gpt-oss": "gpt_oss"}

@@ -12,7 +12,6 @@ matrices.
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from benchmarks.peers import Layer, ModuleLoop, transformers_layers, versions
 from mixtura import kernels
 from mixtura.dispatch import dispatch
 from mixtura.routing import Routing
+from mixtura.train.bench import in_turn, timed
 from mixtura.train.device import keep_freed_memory
 
 
@@ -55,7 +55,6 @@ SHAPES = [
     Shape(4096, 128, 256, 16, 1),
     Shape(4096, 64, 128, 32, 1),
 ]
-DECODING = [Shape(tokens, 1024, 2048, 16, 2) for tokens in (1, 4, 16)]
 
 # transformers' batched_mm copies its expert's matrices for each row; above this it is left out.
 MOST_COPIED = 2 << 30  # bytes
@@ -97,30 +96,6 @@ def floor(shape: Shape, dtype: torch.dtype, *, passes: int) -> Callable[[], None
             product(h, down, None, "none", [], "")
 
     return run
-
-
-def in_turn(tasks: dict[str, Callable[[], float]], begin: Callable[[], None], seconds: float) -> dict[str, list[float]]:
-    """Seconds of each task in each round; after a first round that does not count, except for what is too slow."""
-    begin()
-    first = {name: task() for name, task in tasks.items()}
-    slow = {name for name, value in first.items() if value > seconds}
-    times: dict[str, list[float]] = {name: [first[name]] if name in slow else [] for name in tasks}
-    end = time.perf_counter() + seconds
-    rounds = 0
-    while rounds < 3 or (time.perf_counter() < end and rounds < 100):
-        begin()
-        for name, task in tasks.items():
-            if name not in slow:
-                times[name].append(task())
-        rounds += 1
-    return times
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def measure(shape: Shape, dtype: torch.dtype, *, seconds: float, peers: bool) -> dict[str, Any]:
@@ -168,35 +143,6 @@ def summary(times: dict[str, list[float]]) -> dict[str, Any]:
     return {**result, "repeats": len(times["mixtura"])}
 
 
-def copy_bandwidth() -> float:
-    """Bytes read and written per second by a large copy."""
-    source = torch.randn(64 << 18)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / statistics.median(timed(lambda: target.copy_(source)) for _ in range(9))
-
-
-def decode(shape: Shape, dtype: torch.dtype, *, seconds: float) -> dict[str, Any]:
-    """Without gradients: milliseconds beside the time to read the touched experts' matrices once."""
-    torch.manual_seed(0)
-    experts = mx.GroupedMLP(num_experts=shape.num_experts, dim=shape.dim, hidden=shape.hidden).to(dtype)
-    layer, bandwidth, inputs = ours(experts), copy_bandwidth(), []
-    ratios, times = [], []
-    end = time.perf_counter() + seconds
-    with torch.no_grad():
-        while time.perf_counter() < end:
-            inputs[:] = draw(shape, dtype)
-            took = timed(lambda: layer(*inputs))
-            touched = inputs[1].unique().numel() * (experts.up_proj[0].nbytes + experts.down_proj[0].nbytes)
-            times.append(took)
-            ratios.append(took * bandwidth / touched)
-    ratios, times = ratios[3:], times[3:]
-    figures = {
-        "mixtura ms": round(1e3 * statistics.median(times), 3),
-        "to reading": round(statistics.median(ratios), 3),
-    }
-    return {**figures, "copy GB/s": round(bandwidth / 1e9, 1), "repeats": len(times)}
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20, help="for each row")
@@ -216,15 +162,12 @@ def main() -> None:
     if not options.give_memory_back:
         keep_freed_memory()
     rows: list[dict[str, Any]] = []
-    for number, shape in enumerate([*SHAPES, *DECODING]):
+    for number, shape in enumerate(SHAPES):
         if options.rows and number not in options.rows:
             continue
         for dtype in (torch.float32, torch.bfloat16):
             head = {"row": number, **shape._asdict(), "dtype": str(dtype).removeprefix("torch.")}
-            if number < len(SHAPES):
-                figures = measure(shape, dtype, seconds=options.seconds, peers=not options.no_peers)
-            else:
-                figures = {"decoding": True, **decode(shape, dtype, seconds=min(options.seconds, 5))}
+            figures = measure(shape, dtype, seconds=options.seconds, peers=not options.no_peers)
             rows.append({**head, **figures})
             print(json.dumps(rows[-1]), flush=True)
     result = {"kernel": kernels.describe(), "peers": versions(), "freed memory kept": not options.give_memory_back}

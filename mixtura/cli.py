@@ -31,6 +31,7 @@ USAGE = """usage: mixtura COMMAND [...]
   prune RUN [--keep 0.5] [--by reap]           a run without the experts that matter least
   branch RUN [--steps 500]                     train one branch of a run for each domain of its text
   merge BRANCHES [--steps N]                   average, ensemble and mixture of branches, compared
+  bench [--dim 512] [--tokens 2048] [...]      time a layer with each kernel that can run here, beside a dense MLP
 
 `mixtura COMMAND --help` tells more. --debug, anywhere, shows the traceback of an error."""
 
@@ -305,6 +306,14 @@ def _merge(arguments: Sequence[str]) -> None:
     print(f"run: {merge(parse(MergeArguments, arguments, prog='mixtura merge'))}")
 
 
+def _bench(arguments: Sequence[str]) -> None:
+    from mixtura.train.bench import BenchArguments, bench
+    from mixtura.train.setup import require
+
+    require("rich")
+    bench(parse(BenchArguments, arguments, prog="mixtura bench"))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": _train,
     "resume": _resume,
@@ -318,6 +327,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "prune": _prune,
     "branch": _branch,
     "merge": _merge,
+    "bench": _bench,
 }
 
 

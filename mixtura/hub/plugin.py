@@ -3,9 +3,9 @@
 What a forward copies beside the rows themselves:
 
 * (E, 2F, D) and (E, D, F), as nearly all families have them: no weight.
-* Transposed, (E, D, 2F) and (E, F, D) (Aria, gpt-oss): on a CPU no weight, since torch's products read the transposed
-  view and write its gradient transposed too (`kernels.layout` alone may put them into the order of its groups, for the
-  length of a pass); for them the compiled kernel is passed over.
+* Transposed, (E, D, 2F) and (E, F, D) (Aria, gpt-oss): on a CPU no weight, since the kernels read the transposed view
+  and write its gradient transposed too (without the compiled one, `kernels.layout` alone may put them into the order of
+  its groups, for the length of a pass).
 * Gate and up interleaved (gpt-oss): on a CPU no weight, since the activation takes its columns apart; on a GPU one copy
   of the up matrices with the halves apart, kept for the backward pass, and their gradient is woven back once.
 * Under autocast, all weights in its dtype.
@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from mixtura import kernels
 from mixtura.hooks import outside_graph
 from mixtura.hub.library import experts_interface
-from mixtura.kernels import cpu
-from mixtura.kernels.activations import ACTIVATIONS, StackedMLP, unweave
+from mixtura.kernels.activations import ACTIVATIONS, WOVEN_PREFIX, StackedMLP, unweave
 from mixtura.kernels.grouping import group, slots_of
 from mixtura.kernels.rows import RowIndex, is_traced
 from mixtura.routing import Rows
@@ -71,8 +70,7 @@ def _experts_forward(module: nn.Module, hidden_states: Tensor, top_k_index: Tens
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else down.dtype
     form = _form(module)
     rows = _rows(hidden_states.to(dtype), top_k_index, top_k_weights, num_experts=layout.num_experts)
-    woven = form.interleaved and layout.is_transposed and device == "cpu"
-    experts = _stack(layout, dtype=dtype, form=form, woven=woven)
+    experts = _stack(layout, dtype=dtype, form=form, woven=form.interleaved and device == "cpu")
     post_norm = layout.post_expert_norm if getattr(layout, "has_post_expert_norm", False) else None
     # A norm behind the experts must see their outputs before these are weighted.
     weight_N = rows.weight_N if post_norm is None else torch.ones_like(rows.weight_N)
@@ -80,9 +78,7 @@ def _experts_forward(module: nn.Module, hidden_states: Tensor, top_k_index: Tens
         y_ND = _loop(layout, rows, experts)
         y_ND = y_ND * weight_N.to(y_ND.dtype).unsqueeze(-1)
     else:
-        # The compiled kernel would copy transposed matrices in both passes, and their gradients back.
-        kernel = cpu.grouped_mlp if device == "cpu" and layout.is_transposed else kernels.grouped_mlp
-        y_ND = kernel(rows.x_TD, weight_N, rows.index, experts=experts)
+        y_ND = kernels.grouped_mlp(rows.x_TD, weight_N, rows.index, experts=experts)
     if post_norm is not None:
         y_ND = rows.scale(post_norm(y_ND))
     return rows.combine(y_ND).to(hidden_states.dtype)
@@ -115,7 +111,7 @@ def _stack(layout: Any, *, dtype: torch.dtype, form: "_Form", woven: bool) -> St
     if layout.is_transposed:
         up, down = up.mT, down.mT
     up_bias, down_bias = (None if bias is None else bias.to(dtype) for bias in (up_bias, down_bias))
-    activation = ("woven_" if woven else "") + (form.activation or "")
+    activation = (WOVEN_PREFIX if woven else "") + (form.activation or "")
     return StackedMLP(up.to(dtype), down.to(dtype), up_bias, down_bias, activation)
 
 

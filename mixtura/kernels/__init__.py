@@ -130,17 +130,20 @@ def grouped_mlp(
     """
     if is_traced(x_TD):
         return ops.call("chosen", x_TD, weight_N, index=index, experts=experts, keep_NF=keep_NF)
-    name = _kernel(x_TD, index, refused=native.unsupported(x_TD, experts))
+    name = _kernel(x_TD, index, experts)
     return KERNELS[name](x_TD, weight_N, index, experts=experts, keep_NF=keep_NF)
 
 
-def _kernel(x_TD: Tensor, index: RowIndex, *, refused: str) -> str:
-    rows_per_expert = index.token_N.shape[0] / index.num_experts
-    return _choose(x_TD.device.type, x_TD.dtype, rows_per_expert=rows_per_expert, refused=refused).kernel
+def _kernel(x_TD: Tensor, index: RowIndex, experts: StackedMLP) -> str:
+    rows_per_expert, refused = index.token_N.shape[0] / index.num_experts, native.unsupported(x_TD, experts)
+    name = _choose(x_TD.device.type, x_TD.dtype, rows_per_expert=rows_per_expert, refused=refused).kernel
+    if name == "triton" and experts.activation not in ACTIVATIONS:
+        raise UserError(f"expected an activation of halves for the triton kernel, got {experts.activation!r}")
+    return name
 
 
 def _passes(x_TD: Tensor, index: RowIndex, experts: StackedMLP) -> ops.Passes:
-    name = _kernel(x_TD, index, refused=native.unsupported(x_TD, experts))
+    name = _kernel(x_TD, index, experts)
     if name == "triton":
         from mixtura.kernels import triton
 

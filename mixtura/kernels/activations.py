@@ -126,10 +126,21 @@ def _woven(activation: Activation) -> Activation:
     return Activation(lambda z: activation.forward(unweave(z)), backward, gated=True)
 
 
-# For matrices whose gate and up rows alternate, as gpt-oss has them: the `cpu` kernel alone knows these names.
+# For matrices whose gate and up rows alternate, as gpt-oss has them: what runs on a CPU knows these names.
+WOVEN_PREFIX = "woven_"
 WOVEN: dict[str, Activation] = {
-    f"woven_{name}": _woven(activation) for name, activation in ACTIVATIONS.items() if activation.gated
+    WOVEN_PREFIX + name: _woven(activation) for name, activation in ACTIVATIONS.items() if activation.gated
 }
+
+
+def find(name: str) -> Activation:
+    """The activation of a name in `ACTIVATIONS` or `WOVEN`.
+
+    Example:
+        >>> find("woven_swiglu").gated
+        True
+    """
+    return ACTIVATIONS.get(name) or WOVEN[name]
 
 
 class StackedMLP(NamedTuple):

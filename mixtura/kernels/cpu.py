@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mixtura.kernels import ops
-from mixtura.kernels.activations import ACTIVATIONS, WOVEN, Activation, StackedMLP
+from mixtura.kernels.activations import StackedMLP, find
 from mixtura.kernels.layout import Layout
 from mixtura.kernels.ops import Gradients, Wanted, first_derivative_only
 from mixtura.kernels.rows import RowIndex, is_traced
@@ -19,10 +19,6 @@ from mixtura.kernels.rows import RowIndex, is_traced
 
 def _layout(index: RowIndex, down: Tensor) -> Layout:
     return Layout(index, macs_per_row=down.shape[1] * down.shape[2])
-
-
-def _activation(name: str) -> Activation:
-    return ACTIVATIONS.get(name) or WOVEN[name]
 
 
 def _forward(
@@ -33,7 +29,7 @@ def _forward(
     # The bias enters before z is rounded: in bf16 a second rounding would flip the sign of many a small z.
     z = layout.product(layout.take(x_TD), up, transpose=True, bias=up_bias)
     w = layout.spread(weight_N).to(x_TD.dtype).unsqueeze(-1)
-    a = _activation(activation).forward(z)
+    a = find(activation).forward(z)
     if keep_NF is not None:
         a.mul_(layout.spread(keep_NF))
     y = layout.product(a.mul_(w), down, transpose=True)
@@ -67,10 +63,10 @@ def _backward(
         if keep is not None:
             da.mul_(keep)
     if wants_dz:
-        a, dz = _activation(activation).backward(da, z)
+        a, dz = find(activation).backward(da, z)
         dz.mul_(w)
     elif wanted.weight or wanted.down:
-        a = _activation(activation).forward(z)
+        a = find(activation).forward(z)
     if wanted.weight:
         dweight = torch.linalg.vecdot(da, a)
         if down_bias is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mixtura.errors import UserError
 from mixtura.kernels import ops
-from mixtura.kernels.activations import ACTIVATIONS, StackedMLP
+from mixtura.kernels.activations import StackedMLP, find
 from mixtura.kernels.choice import GPU_DTYPES
 from mixtura.kernels.ops import Gradients, Wanted
 from mixtura.kernels.rows import RowIndex, sum_rows
@@ -83,7 +83,7 @@ def _forward(
     if up_bias is not None:
         z += up_bias[groups.expert_N]
     weight_N1 = weight_N.to(x_TD.dtype).unsqueeze(-1)
-    a_NF = ACTIVATIONS[activation].forward(z).mul_(weight_N1)
+    a_NF = find(activation).forward(z).mul_(weight_N1)
     if keep_NF is not None:
         a_NF *= keep_NF
     y_ND = groups.product(a_NF, down.transpose(1, 2))
@@ -109,7 +109,7 @@ def _backward(
     da_NF = groups.product(dy_ND, down)
     if keep_NF is not None:
         da_NF *= keep_NF
-    a_NF, dz = ACTIVATIONS[activation].backward(da_NF, z)
+    a_NF, dz = find(activation).backward(da_NF, z)
     dz *= weight_N1
     dweight_N = None
     if wanted.weight:

@@ -21,6 +21,11 @@ def group(route_N: Tensor, *, num_experts: int) -> tuple[Tensor, Tensor]:
         >>> order.tolist(), counts.tolist()
         ([0, 1, 2], [3, 0])
     """
+    # Late: the longest chain of imports would go through here.
+    from mixtura.kernels import native
+
+    if route_N.dtype is torch.int64 and native.takes_index(route_N):
+        return native.sort_stably(route_N, groups=num_experts)
     # Narrow keys are sorted by radix on a CPU, in a third of the time.
     narrow = torch.int16 if num_experts < torch.iinfo(torch.int16).max else torch.int32
     order_N = torch.sort(route_N.clamp(max=num_experts).to(narrow), stable=True).indices

@@ -16,16 +16,18 @@ from torch import Tensor
 
 from mixtura.errors import UserError
 from mixtura.kernels import ops
-from mixtura.kernels.activations import StackedMLP
+from mixtura.kernels.activations import WOVEN_PREFIX, StackedMLP
+from mixtura.kernels.choice import forced
 from mixtura.kernels.ops import Gradients, Wanted, first_derivative_only
-from mixtura.kernels.rows import RowIndex, sum_rows
+from mixtura.kernels.rows import RowIndex, is_traced, sum_rows
 
-ACTIVATION_CODES = {"relu": 0, "gelu": 1, "silu": 2, "swiglu": 3, "geglu": 4}
+ACTIVATION_CODES = {"relu": 0, "gelu": 1, "silu": 2, "swiglu": 3, "geglu": 4, "clamped_swiglu": 5}
+WOVEN_COLUMNS, UP_TRANSPOSED, DOWN_TRANSPOSED = 1, 2, 4  # the flags of csrc/problem.h
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 VARIABLE = "MIXTURA_NATIVE"  # names the variant that must run, or "off"
 
 _sizes = ("tokens", "rows", "experts", "dim", "hidden", "choices")
-_modes = ("dtype", "activation", "threads", "reserved")
+_modes = ("dtype", "activation", "threads", "layout")
 _inputs = ("token", "count", "slot", "x", "weight", "up", "down", "up_bias", "down_bias", "keep")
 _backward = ("dx_rows", "dx", "dweight", "dup", "ddown", "dup_bias", "ddown_bias")
 _scratch = ("a", "dz", "parts")
@@ -139,7 +141,7 @@ def unsupported(x_TD: Tensor, experts: StackedMLP) -> str:
         return f"device {x_TD.device} is not the CPU"
     if x_TD.dtype not in DTYPE_CODES:
         return f"dtype {x_TD.dtype} is neither torch.float32 nor torch.bfloat16"
-    if experts.activation not in ACTIVATION_CODES:
+    if experts.activation.removeprefix(WOVEN_PREFIX) not in ACTIVATION_CODES:
         return f"activation {experts.activation!r} is not among {sorted(ACTIVATION_CODES)}"
     tensors = [tensor for tensor in (x_TD, *experts) if isinstance(tensor, Tensor)]
     if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors):
@@ -173,8 +175,9 @@ def _problem(x_TD: Tensor, weight_N: Tensor, index: RowIndex, *, experts: Stacke
         hidden=F,
         choices=0 if slot_TK is None else slot_TK.shape[1],
         dtype=DTYPE_CODES[x_TD.dtype],
-        activation=ACTIVATION_CODES[experts.activation],
+        activation=ACTIVATION_CODES[experts.activation.removeprefix(WOVEN_PREFIX)],
         threads=torch.get_num_threads(),
+        layout=_layout(experts),
         **{name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None},
     )
 
@@ -184,8 +187,22 @@ def _call(name: str, problem: _Problem) -> None:
         raise RuntimeError(f"{name} found no variant {variant()!r}")
 
 
+def _is_transposed(matrices: Tensor) -> bool:
+    return matrices.mT.is_contiguous() and not matrices.is_contiguous()
+
+
+def _layout(experts: StackedMLP) -> int:
+    woven = experts.activation.startswith(WOVEN_PREFIX)
+    flags = (woven, WOVEN_COLUMNS), (_is_transposed(experts.up), UP_TRANSPOSED)
+    return sum(flag for holds, flag in (*flags, (_is_transposed(experts.down), DOWN_TRANSPOSED)) if holds)
+
+
 def _dense(experts: StackedMLP) -> StackedMLP:
-    return StackedMLP(*(part.contiguous() if isinstance(part, Tensor) else part for part in experts))  # type: ignore[arg-type]  # each part keeps its type
+    """Matrices that lie transposed stay so: the library reads them as they are, and writes their gradients alike."""
+    up, down, up_bias, down_bias, activation = experts
+    up, down = (matrices if _is_transposed(matrices) else matrices.contiguous() for matrices in (up, down))
+    up_bias, down_bias = (bias if bias is None else bias.contiguous() for bias in (up_bias, down_bias))
+    return StackedMLP(up, down, up_bias, down_bias, activation)
 
 
 def _forward(
@@ -205,8 +222,11 @@ def _forward(
 
 
 class _GroupedMLP(torch.autograd.Function):
+    """For plain eager calls; traced ones go through the ops, since torch binds a setup_context's arguments slowly."""
+
     @staticmethod
     def forward(
+        ctx: Any,
         x_TD: Tensor,
         weight_N: Tensor,
         up: Tensor,
@@ -216,25 +236,16 @@ class _GroupedMLP(torch.autograd.Function):
         keep_NF: Tensor | None,
         index: RowIndex,
         activation: str,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         experts = StackedMLP(up, down, up_bias, down_bias, activation)
         y_ND, z = _forward(x_TD, weight_N, index, experts=experts, keep_NF=keep_NF, save=True)
-        assert z is not None
-        return y_ND, z
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        *tensors, index, activation = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, output[1])
+        ctx.save_for_backward(x_TD, weight_N, up, down, up_bias, down_bias, keep_NF, z)
         ctx.index, ctx.activation = index, activation
+        return y_ND
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx: Any, dy_ND: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        if dy_ND is None:
-            return (None,) * 9
+    def backward(ctx: Any, dy_ND: Tensor) -> tuple[Tensor | None, ...]:
         x_TD, weight_N, up, down, up_bias, down_bias, keep_NF, z = ctx.saved_tensors
         experts = _dense(StackedMLP(up, down, up_bias, down_bias, ctx.activation))
         buffers = {"z": z, "dy": dy_ND.contiguous()}
@@ -293,6 +304,51 @@ def _traced_backward(
     return Gradients(*_gradients(x_TD, weight_N, index, experts=experts, wanted=wanted, buffers=buffers))
 
 
+def takes_index(x: Tensor) -> bool:
+    """Whether the library sums or sorts for this tensor: a plain one on a CPU, in no graph, no other kernel forced.
+
+    Example:
+        >>> takes_index(torch.zeros(1, device="meta"))
+        False
+    """
+    if is_traced(x) or (x.requires_grad and torch.is_grad_enabled()):
+        return False
+    return x.device.type == "cpu" and type(x) is Tensor and forced.get() in (None, "native") and not availability()
+
+
+def sum_slots(y_ND: Tensor, slot_TK: Tensor) -> Tensor:
+    """Each token's sum of its rows, in fp32 or bf16; a slot of -1 adds nothing: (T, D).
+
+    Example:
+        >>> if takes_index(torch.zeros(1)):
+        ...     assert sum_slots(torch.tensor([[1.0], [2.0]]), torch.tensor([[1, 0], [-1, 0]])).sum() == 4
+    """
+    y_ND, slot_TK = y_ND.contiguous(), slot_TK.contiguous()
+    (T, K), D = slot_TK.shape, y_ND.shape[1]
+    y_TD = y_ND.new_empty(T, D)
+    sizes = {"tokens": T, "dim": D, "choices": K, "dtype": DTYPE_CODES[y_ND.dtype], "threads": torch.get_num_threads()}
+    pointers = {"slot": slot_TK.data_ptr(), "dx_rows": y_ND.data_ptr(), "dx": y_TD.data_ptr()}
+    _call("mixtura_sum_rows", _Problem(**sizes, **pointers))
+    return y_TD
+
+
+def sort_stably(number_N: Tensor, *, groups: int) -> tuple[Tensor, Tensor]:
+    """Places of the numbers below `groups` in their order, then of all others, and how many there are of each.
+
+    Example:
+        >>> if takes_index(torch.zeros(1)):
+        ...     assert sort_stably(torch.tensor([1, 2, 0]), groups=2)[0].tolist() == [2, 0, 1]
+    """
+    number_N, N = number_N.contiguous(), number_N.shape[0]
+    order_N, counts = torch.empty_like(number_N), number_N.new_empty(groups)
+    int64 = ctypes.c_int64
+    library().functions.mixtura_group(  # type: ignore[union-attr]  # `takes_index` has asked
+        *(ctypes.c_void_p(number_N.data_ptr()), int64(N), int64(groups)),
+        *(ctypes.c_void_p(found.data_ptr()) for found in (order_N, counts)),
+    )
+    return order_N, counts
+
+
 ops.register("native", forward=_traced_forward, backward=_traced_backward)
 
 
@@ -310,6 +366,8 @@ def grouped_mlp(
         >>> if not availability():
         ...     assert grouped_mlp(torch.tensor([[3.0]]), torch.tensor([0.5]), index, experts=experts).item() == 1.5
     """
+    if is_traced(x_TD):
+        return ops.call("native", x_TD, weight_N, index=index, experts=experts, keep_NF=keep_NF)
     reason = availability() or unsupported(x_TD, experts)
     if reason:
         raise UserError(f"expected operands and a machine for the native kernel: {reason}; use the cpu kernel")
@@ -317,6 +375,6 @@ def grouped_mlp(
     if torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in leaves):
         result: Tensor = _GroupedMLP.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
             *leaves, keep_NF, index, experts.activation
-        )[0]
+        )
         return result
     return _forward(x_TD, weight_N, index, experts=experts, keep_NF=keep_NF, save=False)[0]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mixtura.kernels import ops
-from mixtura.kernels.activations import ACTIVATIONS, StackedMLP
+from mixtura.kernels.activations import StackedMLP, find
 from mixtura.kernels.ops import Gradients, Passes, Wanted
 from mixtura.kernels.rows import RowIndex, gather_rows, is_traced
 
@@ -42,7 +42,7 @@ def grouped_mlp(
     outputs = []
     for e, (x, weight, keep) in enumerate(zip(rows, weights, keeps, strict=True)):
         z = torch.nn.functional.linear(x, up[e], None if up_bias is None else up_bias[e])
-        a = ACTIVATIONS[activation].forward(z)
+        a = find(activation).forward(z)
         a = a if keep is None else a * keep
         outputs.append(weight * torch.nn.functional.linear(a, down[e], None if down_bias is None else down_bias[e]))
     return torch.cat([*outputs, tail.new_zeros(tail.shape[0], down.shape[1])])

@@ -67,6 +67,11 @@ def sum_rows(y_ND: Tensor, index: RowIndex, slot_TK: Tensor | None = None) -> Te
 
             return combine.sum_rows(y_ND, index)
     slot_TK = index.slot_TK if slot_TK is None else slot_TK
+    if slot_TK is not None and y_ND.shape[0]:
+        from mixtura.kernels import native
+
+        if y_ND.dtype in native.DTYPE_CODES and native.takes_index(y_ND):
+            return native.sum_slots(y_ND, slot_TK)
     if slot_TK is None:
         return y_ND.new_zeros(index.num_tokens, y_ND.shape[1]).index_add_(0, index.token_N, y_ND)
     (T, K), D = slot_TK.shape, y_ND.shape[1]

@@ -1,6 +1,6 @@
 """What a person sees while a run trains: a live line on a terminal, plain lines anywhere else."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mixtura.observe.metrics import imbalance
@@ -15,6 +15,23 @@ def say(text: str) -> None:
         reading
     """
     print(text, flush=True)
+
+
+def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: words in the first column, figures in the others.
+
+    Example:
+        >>> show_table("times", ["", "ms"], [["sort", "1.5"]])  # doctest: +SKIP
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=number == 0)
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False).print(table)
 
 
 class Progress:

@@ -14,6 +14,7 @@ from benchmarks.hub_families import FAMILIES, Family, Sizes, fill, output
 from mixtura import kernels
 from mixtura.hub import plugin, register
 from mixtura.hub.plugin import NAME
+from mixtura.kernels import native
 from tests.kernels.cases import error
 
 TINY = Sizes(dim=16, hidden=12, num_experts=8, k=2)
@@ -189,12 +190,15 @@ def test_adapters_on_parameters(name):
 
 
 @pytest.mark.parametrize("transposed", ["gpt-oss", "Aria"])
-def test_transposed_matrices_get_a_gradient_that_lies_as_they_do(transposed):
+@pytest.mark.parametrize("kernel", ["cpu", "native"])
+def test_transposed_matrices_get_a_gradient_that_lies_as_they_do(transposed, kernel):
+    if kernel == "native" and (reason := native.library().reason):
+        pytest.skip(f"native kernel: {reason}")
     module, config = experts(FAMILIES[transposed])
     config._experts_implementation = NAME
     x, index, weight = choose(TINY, tokens=20)
     seen = {}
-    with kernels.use("cpu"):
+    with kernels.use(kernel):
         y = module(x, index, weight)
         module.gate_up_proj.register_hook(lambda gradient: seen.update(up=gradient.is_contiguous()))
         module.down_proj.register_hook(lambda gradient: seen.update(down=gradient.is_contiguous()))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mixtura.kernels import reference
-from mixtura.kernels.activations import ACTIVATIONS, StackedMLP
+from mixtura.kernels.activations import StackedMLP, find
 from mixtura.kernels.rows import RowIndex
 
 NAMES = ("x", "weight", "up", "down", "up_bias", "down_bias")
@@ -76,7 +76,7 @@ class Operands:
     ) -> "Operands":
         """Leaves that require gradients."""
         E, N = index.num_experts, index.token_N.shape[0]
-        columns = 2 * hidden if ACTIVATIONS[activation].gated else hidden
+        columns = 2 * hidden if find(activation).gated else hidden
         return cls(
             x=torch.randn(index.num_tokens, dim, requires_grad=True),
             weight=torch.rand(N, requires_grad=True),

@@ -60,10 +60,3 @@ def kernel(request, monkeypatch):
         return cpu.grouped_mlp
     force_variant(monkeypatch, way)
     return native.grouped_mlp
-
-
-@pytest.fixture
-def known_activation(kernel, activation):
-    """Skip what a kernel leaves to `cpu`."""
-    if kernel is native.grouped_mlp and activation not in native.ACTIVATION_CODES:
-        pytest.skip(f"native leaves {activation} to the cpu kernel")

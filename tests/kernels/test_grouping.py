@@ -1,19 +1,23 @@
 """Grouping of assignments against sorting in plain Python."""
 
+import contextlib
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixtura.kernels import use
 from mixtura.kernels.grouping import group, keep_first, slots_of
 
 
-@given(st.integers(1, 6), st.lists(st.integers(0, 6), max_size=40), st.integers(1, 9))
+@given(st.integers(1, 6), st.lists(st.integers(0, 6), max_size=40), st.integers(1, 9), st.booleans())
 @settings(max_examples=200)
-def test_any_routes(num_experts, routes, capacity):
+def test_any_routes(num_experts, routes, capacity, by_torch):
     routes = [min(route, num_experts) for route in routes]
     numbers = range(len(routes))
     route_N = torch.tensor(routes, dtype=torch.int64)
-    order, counts = group(route_N, num_experts=num_experts)
+    with use("cpu") if by_torch else contextlib.nullcontext():
+        order, counts = group(route_N, num_experts=num_experts)
     assert order.tolist() == sorted(numbers, key=routes.__getitem__)
     assert counts.tolist() == [routes.count(e) for e in range(num_experts)]
 

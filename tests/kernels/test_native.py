@@ -35,10 +35,15 @@ SIZES = {
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=list(SIZES))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("form", ["halves", "woven and transposed"])
 @pytest.mark.usefixtures("variant", "poison")
-def test_every_block(sizes, dtype):
+def test_every_block(sizes, dtype, form):
     index = make_index(choices(37, num_experts=3, k=2), num_experts=3)
-    operands = Operands.random(index, activation="swiglu", bias=True, **sizes).cast(dtype)
+    activation = "swiglu" if form == "halves" else "woven_swiglu"
+    operands = Operands.random(index, activation=activation, bias=True, **sizes).cast(dtype)
+    if form != "halves":
+        for name in ("up", "down"):
+            setattr(operands, name, getattr(operands, name).detach().mT.contiguous().mT.requires_grad_())
     compare(operands, index, limit=1e-5 if dtype is torch.float32 else 2e-2)
 
 
@@ -127,7 +132,17 @@ def test_it_is_chosen_where_it_can_run_and_nowhere_else(monkeypatch):
 
 
 def test_every_activation_is_known():
-    assert set(ACTIVATIONS) >= set(native.ACTIVATION_CODES)
+    assert set(ACTIVATIONS) == set(native.ACTIVATION_CODES)
+
+
+@needs_library
+def test_transformed_calls_go_through_the_op():
+    index = make_index([[0], [1], [1]], num_experts=2)
+    operands = Operands.random(index, activation="silu", bias=True)
+    stacked, weight_N = operands.stacked(), operands.weight
+    (expected,) = torch.autograd.grad(operands.run(native.grouped_mlp, index).sum(), operands.x)
+    got = torch.func.grad(lambda x: native.grouped_mlp(x, weight_N, index, experts=stacked).sum())(operands.x)
+    assert torch.equal(got, expected)
 
 
 @needs_library

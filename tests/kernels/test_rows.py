@@ -1,9 +1,12 @@
 """Rows by index: sums, gathers and their gradients, against plain loops."""
 
+import contextlib
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from mixtura.kernels import native, use
 from mixtura.kernels.rows import Function, RowIndex, combine_rows, gather_rows, is_traced, sum_rows
 from tests.kernels.cases import make_index
 
@@ -18,6 +21,13 @@ CASES = {
     "no rows, no slots": ([[-1], [-1]], False),
 }
 cases = pytest.mark.parametrize(("choices", "regular"), CASES.values(), ids=list(CASES))
+
+
+@pytest.fixture(autouse=True, params=["chosen", "cpu"])
+def kernel(request):
+    """Sums by the compiled library where there is one, and by torch."""
+    with contextlib.nullcontext() if request.param == "chosen" else use(request.param):
+        yield request.param
 
 
 def rows_of(index: RowIndex, token: int) -> list[int]:
@@ -100,6 +110,19 @@ def test_repeated_runs_are_equal_to_the_last_bit():
     y_ND = torch.randn(600, 16)
     first = sum_rows(y_ND, index)
     assert all(torch.equal(first, sum_rows(y_ND, index)) for _ in range(5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [1, 37, 200])
+def test_the_library_adds_what_torch_adds(kernel, dtype, width):
+    if kernel == "cpu" or native.availability():
+        pytest.skip("torch against itself")
+    index = make_index([[t % 5, -1 if t % 3 else (t + 1) % 5, (t + 2) % 5] for t in range(700)], num_experts=5)
+    y_ND = torch.randn(index.token_N.shape[0], width).to(dtype)
+    with use("cpu"):
+        expected = sum_rows(y_ND, index)
+    torch.testing.assert_close(sum_rows(y_ND, index), expected)
+    assert sum_rows(y_ND, index).dtype is dtype
 
 
 def test_float64_gradients():

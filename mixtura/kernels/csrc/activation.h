@@ -48,6 +48,8 @@ MIXTURA_INLINE V normal(V z, V* density) {
   return choose(z > splat(0.0f), splat(1.0f) - tail, tail);
 }
 
+constexpr float CLAMP = 7.0f;  // of the clamped kind, as gpt-oss has it
+
 // f(z), and its slope. The gated kinds use the function of their gate.
 template <int KIND>
 MIXTURA_INLINE V activate(V z, V* slope) {
@@ -62,11 +64,27 @@ MIXTURA_INLINE V activate(V z, V* slope) {
     *slope = share + z * density;
     return z * share;
   }
+  if (KIND == MIXTURA_CLAMPED_SWIGLU) {
+    const I above = z > splat(CLAMP);  // behind a clamp nothing moves; on its edge it does
+    const V gate = choose(above, splat(CLAMP), z), share = sigmoid(gate * splat(1.702f));
+    *slope = choose(above, splat(0.0f), share * (splat(1.0f) + splat(1.702f) * gate * (splat(1.0f) - share)));
+    return gate * share;
+  }
   const V share = sigmoid(z);
   *slope = share * (splat(1.0f) + z * (splat(1.0f) - share));
   return z * share;
 }
 
-constexpr bool is_gated(int kind) { return kind == MIXTURA_SWIGLU || kind == MIXTURA_GEGLU; }
+// What a gate is multiplied with, made of the other half, and its slope.
+template <int KIND>
+MIXTURA_INLINE V gated_by(V z, V* slope) {
+  if (KIND != MIXTURA_CLAMPED_SWIGLU) {
+    *slope = splat(1.0f);
+    return z;
+  }
+  const I above = z > splat(CLAMP), below = z < splat(-CLAMP);
+  *slope = choose(above | below, splat(0.0f), splat(1.0f));
+  return choose(above, splat(CLAMP + 1), choose(below, splat(1 - CLAMP), z + splat(1.0f)));
+}
 
 }  // namespace MIXTURA_VARIANT

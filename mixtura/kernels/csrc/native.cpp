@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <numeric>
 
 #include "plan.h"
 
@@ -222,6 +223,25 @@ int mixtura_backward(const MixturaProblem* problem, const char* name) {
   if (p.dx) run(p, *v, backward_tokens(p, *v));
   arena.shrink();
   return 0;
+}
+
+// Each token's sum of its rows: y (T, D), from dx_rows (N, D), by slot.
+int mixtura_sum_rows(const MixturaProblem* problem, const char* name) {
+  const Variant* v = find(name);
+  if (!v) return 1;
+  run(*problem, *v, backward_tokens(*problem, *v));
+  return 0;
+}
+
+// A stable counting sort of n numbers below `groups`; larger ones, and negative ones, come last and are not counted.
+// order (n): what stands at each place; count (groups).
+void mixtura_group(const int64_t* number, int64_t n, int64_t groups, int64_t* order, int64_t* count) {
+  std::vector<int64_t> next(groups + 2);
+  const auto group = [&](int64_t i) { return std::min<uint64_t>(number[i], groups); };
+  for (int64_t i = 0; i < n; i++) next[group(i) + 1]++;
+  std::copy_n(next.begin() + 1, groups, count);
+  std::partial_sum(next.begin(), next.end(), next.begin());
+  for (int64_t i = 0; i < n; i++) order[next[group(i)]++] = i;
 }
 
 // 0: done. 1: no such variant. 2: larger than a thread's scratch. 3: a target outside the vocabulary; nothing was done.

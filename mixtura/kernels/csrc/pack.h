@@ -116,7 +116,31 @@ MIXTURA_INLINE void transpose(V* v) {
   if (W > 4) exchange_all<(W > 4 ? 4 : 1)>(v);
   if (W > 8) exchange_all<(W > 8 ? 8 : 1)>(v);
 }
+
+// a0 b0 a1 b1 ... of a and b, in two vectors, and back.
+template <int... I>
+MIXTURA_INLINE void weave(V& a, V& b, Lanes<I...>) {
+  const V gate = a, other = b;
+  a = __builtin_shufflevector(gate, other, (I % 2 ? W + I / 2 : I / 2)...);
+  b = __builtin_shufflevector(gate, other, (I % 2 ? W + (W + I) / 2 : (W + I) / 2)...);
+}
+template <int... I>
+MIXTURA_INLINE void unweave(V& a, V& b, Lanes<I...>) {
+  const V low = a, high = b;
+  a = __builtin_shufflevector(low, high, (2 * I)...);
+  b = __builtin_shufflevector(low, high, (2 * I + 1)...);
+}
+MIXTURA_INLINE void weave(V& a, V& b) { weave(a, b, typename Count<W>::type()); }
+MIXTURA_INLINE void unweave(V& a, V& b) { unweave(a, b, typename Count<W>::type()); }
 #else
+MIXTURA_INLINE void weave(V& a, V& b) {
+  const V from[2] = {a, b};
+  for (int i = 0; i < 2 * W; i++) (i < W ? a : b)[i % W] = from[i % 2][i / 2];
+}
+MIXTURA_INLINE void unweave(V& a, V& b) {
+  const V from[2] = {a, b};
+  for (int i = 0; i < 2 * W; i++) (i % 2 ? b : a)[i / 2] = from[i / W][i % W];
+}
 MIXTURA_INLINE void transpose(V* v) {
   for (int i = 0; i < W; i++)
     for (int j = 0; j < i; j++) {
@@ -126,6 +150,31 @@ MIXTURA_INLINE void transpose(V* v) {
     }
 }
 #endif
+
+// Columns j.. of a row's gate and other half, `left` of them: by turns, or `half` apart.
+template <class T>
+MIXTURA_INLINE void load_pair(const T* row, int64_t j, int64_t half, bool woven, int64_t left, V* gate, V* other) {
+  if (!woven) {
+    *gate = load(row + j, left);
+    *other = load(row + half + j, left);
+    return;
+  }
+  *gate = load(row + 2 * j, 2 * left);
+  *other = 2 * left > W ? load(row + 2 * j + W, 2 * left - W) : V{};
+  unweave(*gate, *other);
+}
+
+template <class T>
+MIXTURA_INLINE void store_pair(T* row, int64_t j, int64_t half, bool woven, int64_t left, V gate, V other) {
+  if (!woven) {
+    store(row + j, gate, left);
+    store(row + half + j, other, left);
+    return;
+  }
+  weave(gate, other);
+  store(row + 2 * j, gate, 2 * left);
+  if (2 * left > W) store(row + 2 * j + W, other, 2 * left - W);
+}
 
 // Rows [0, columns) of a matrix (columns, width) as the columns of panels: the depth lies along the rows.
 template <class T>
@@ -145,6 +194,24 @@ static void pack_transposed(float* dst, const T* src, int64_t width, int64_t k0,
       for (int64_t i = 0; i < lanes; i++) *(Vu*)(to + (k + i) * NR) = v[i];
     }
   }
+}
+
+// An expert's matrix as it lies in memory.
+template <class T>
+struct Matrix {
+  const T* base;
+  int64_t rows, width;
+  bool transposed;
+};
+
+// Columns [c0, c0 + columns) of what a product multiplies with into panels: the matrix's rows where the depth lies
+// along them, else its columns.
+template <class T>
+static void pack_matrix(float* dst, const Matrix<T>& m, bool along, int64_t k0, int64_t words, int64_t c0, int64_t columns) {
+  if (along)
+    pack_transposed(dst, m.base + c0 * m.width, m.width, k0, words, columns);
+  else
+    pack_panels<NR>(dst, Rows<T>{m.base, m.width, nullptr}, 0, m.rows, k0, words, c0, columns);
 }
 
 }  // namespace MIXTURA_VARIANT

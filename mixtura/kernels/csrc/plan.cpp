@@ -93,8 +93,6 @@ Planner::Shape hidden_shape(const MixturaProblem& p) { return {HIDDEN, -1, p.dim
 
 }  // namespace
 
-bool is_gated(int activation) { return activation == MIXTURA_SWIGLU || activation == MIXTURA_GEGLU; }
-
 int64_t up_columns(const MixturaProblem& p) { return is_gated(p.activation) ? 2 * p.hidden : p.hidden; }
 
 int64_t assigned_rows(const MixturaProblem& p) {
@@ -141,8 +139,11 @@ std::vector<Task> backward_rest(const MixturaProblem& p, const Variant& v, const
   const int64_t U = up_columns(p), blocks = hidden_blocks(p, v);
   std::vector<Planner::Shape> shapes;
   if (p.dx_rows) shapes.push_back({INPUT, -1, U, p.dim, 1});
-  if (p.dup) shapes.push_back({UP_GRAD, U, -1, p.dim, 1});
-  if (p.ddown) shapes.push_back({DOWN_GRAD, p.dim, -1, p.hidden, 1});
+  const auto add_grad = [&](TaskKind kind, bool transposed, int64_t rows, int64_t columns) {
+    shapes.push_back({kind, transposed ? columns : rows, -1, transposed ? rows : columns, 1});
+  };
+  if (p.dup) add_grad(UP_GRAD, p.layout & MIXTURA_UP_TRANSPOSED, U, p.dim);
+  if (p.ddown) add_grad(DOWN_GRAD, p.layout & MIXTURA_DOWN_TRANSPOSED, p.dim, p.hidden);
   plan.products(shapes);
   plan.each_expert([&](int64_t e, int64_t first, int64_t count) {
     if (p.dup_bias) plan.add_bias(UP_BIAS, e, first, count, U);

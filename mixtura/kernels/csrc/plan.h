@@ -21,6 +21,5 @@ std::vector<Task> backward_tokens(const MixturaProblem& p, const Variant& v);
 // Blocks of columns in which backward leaves partial sums of dweight.
 int64_t hidden_blocks(const MixturaProblem& p, const Variant& v);
 
-bool is_gated(int activation);
 int64_t up_columns(const MixturaProblem& p);
 int64_t assigned_rows(const MixturaProblem& p);

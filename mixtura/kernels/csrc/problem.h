@@ -1,8 +1,9 @@
 // What a caller fills in, and what one task of the work is. Shared by Python (ctypes) and by every variant.
 //
 // Letters: T tokens, N rows (assignments grouped by expert), E experts, D width, F hidden width, U = 2F where the
-// activation is gated (gate columns first), else F. All matrices are dense and row-major. Rows past the sum of counts
-// belong to no expert; their outputs are zero.
+// activation is gated (gate columns first, or, woven, gate and other by turns), else F. All matrices are dense and
+// row-major; the experts' own and their gradients may each lie transposed. Rows past the sum of counts belong to no
+// expert; their outputs are zero.
 #pragma once
 #include <stdint.h>
 
@@ -11,19 +12,20 @@
 extern "C" {
 
 enum { MIXTURA_F32 = 0, MIXTURA_BF16 = 1 };
-enum { MIXTURA_RELU = 0, MIXTURA_GELU, MIXTURA_SILU, MIXTURA_SWIGLU, MIXTURA_GEGLU, MIXTURA_ACTIVATIONS };
+enum { MIXTURA_RELU = 0, MIXTURA_GELU, MIXTURA_SILU, MIXTURA_SWIGLU, MIXTURA_GEGLU, MIXTURA_CLAMPED_SWIGLU, MIXTURA_ACTIVATIONS };
+enum { MIXTURA_WOVEN = 1, MIXTURA_UP_TRANSPOSED = 2, MIXTURA_DOWN_TRANSPOSED = 4 };
 
 // Pointers may be null where a part is not wanted; `rows` are T or N long as the index says.
 typedef struct {
   int64_t tokens, rows, experts, dim, hidden, choices;
-  int32_t dtype, activation, threads, reserved;
+  int32_t dtype, activation, threads, layout;  // layout: a sum of the flags above
   const int64_t* token;   // (N) the token of each row
   const int64_t* count;   // (E) rows of each expert
   const int64_t* slot;    // (T, K) the row of each choice, negative: dropped
   const void* x;          // (T, D)
   const float* weight;    // (N)
-  const void* up;         // (E, U, D)
-  const void* down;       // (E, D, F)
+  const void* up;         // (E, U, D), or (E, D, U) transposed
+  const void* down;       // (E, D, F), or (E, F, D)
   const void* up_bias;    // (E, U) or null
   const void* down_bias;  // (E, D) or null
   const void* keep;       // (N, F) multiplied onto the activation (dropout), or null
@@ -34,8 +36,8 @@ typedef struct {
   void* dx_rows;          // (N, D), the gradient of x by row; null where dx is wanted, or nothing
   void* dx;               // (T, D)
   float* dweight;         // (N)
-  void* dup;              // (E, U, D)
-  void* ddown;            // (E, D, F)
+  void* dup;              // as up
+  void* ddown;            // as down
   void* dup_bias;         // (E, U)
   void* ddown_bias;       // (E, D)
   // Scratch that the library finds itself; the row's own number counts, whatever chunk of rows is held.
@@ -45,6 +47,8 @@ typedef struct {
 } MixturaProblem;
 
 }  // extern "C"
+
+constexpr bool is_gated(int activation) { return activation >= MIXTURA_SWIGLU; }
 
 // A piece of work that one thread does alone: rows [r0, r1) and columns [c0, c1) of one product of one expert.
 enum TaskKind { UP, DOWN, HIDDEN, INPUT, UP_GRAD, DOWN_GRAD, UP_BIAS, DOWN_BIAS, WEIGHT, SUM_TOKENS };

@@ -13,8 +13,11 @@ struct Operands {
 
   Operands(const MixturaProblem& problem, const Task& task)
       : p(problem), t(task), D(problem.dim), F(problem.hidden), U(is_gated(problem.activation) ? 2 * F : F), e(task.expert) {}
-  const T* up() const { return (const T*)p.up + e * U * D; }
-  const T* down() const { return (const T*)p.down + e * D * F; }
+  Matrix<T> up() const { return matrix((const T*)p.up, U, D, p.layout & MIXTURA_UP_TRANSPOSED); }
+  Matrix<T> down() const { return matrix((const T*)p.down, D, F, p.layout & MIXTURA_DOWN_TRANSPOSED); }
+  Matrix<T> matrix(const T* base, int64_t rows, int64_t width, bool transposed) const {
+    return {base + e * rows * width, transposed ? width : rows, transposed ? rows : width, transposed};
+  }
   Rows<T> x() const { return {(const T*)p.x, D, p.token}; }
   Rows<T> dy() const { return {(const T*)p.dy, D, p.dy_by_token ? p.token : nullptr}; }
   Rows<T> a() const { return {(const T*)p.a, F, nullptr}; }
@@ -47,11 +50,16 @@ template <class T, int KIND>
 static void run_up(const Operands<T>& o, float* scratch) {
   constexpr bool gated = is_gated(KIND);
   const Task& t = o.t;
-  const int64_t F = o.F, columns = t.c1 - t.c0, half = panels_of(columns), panels = gated ? 2 * half : half;
-  const T* bias = o.p.up_bias ? (const T*)o.p.up_bias + o.e * o.U : nullptr;
+  const bool woven = gated && o.p.layout & MIXTURA_WOVEN;
+  const int64_t F = o.F, columns = t.c1 - t.c0;
+  // Woven columns stand side by side in memory, so they are multiplied as they stand; halves are two parts.
+  const int parts = gated && !woven ? 2 : 1, step = woven ? 2 : 1;
+  const int64_t wide = step * columns, half = panels_of(wide), first = step * t.c0;
+  const T* bias = o.p.up_bias ? (const T*)o.p.up_bias + o.e * o.U + first : nullptr;
+  const Matrix<T> up = o.up();
   auto pack_b = [&](float* to, int64_t k, int64_t words) {
-    for (int part = 0; part <= gated; part++)
-      pack_transposed(to + part * half * NR * words, o.up() + (part * F + t.c0) * o.D, o.D, k, words, columns);
+    for (int part = 0; part < parts; part++)
+      pack_matrix(to + part * half * NR * words, up, !up.transposed, k, words, part * F + first, wide);
   };
   auto pack_a = [&](float* to, int64_t i0, int64_t i1, int64_t k, int64_t words) {
     pack_rows(to, o.x(), t.r0 + i0, t.r0 + i1, k, words);
@@ -60,22 +68,31 @@ static void run_up(const Operands<T>& o, float* scratch) {
     for (int64_t i = i0; i < i1; i++, c += ldc) {
       const int64_t n = t.r0 + i;
       const V weight = splat(o.p.weight[n]);
-      T* z = o.p.z ? (T*)o.p.z + n * o.U + t.c0 : nullptr;
+      T* z = o.p.z ? (T*)o.p.z + n * o.U + first : nullptr;
       T* a = (T*)o.p.a + n * F + t.c0;
       const T* keep = o.keep(n);
       for (int64_t j = 0; j < columns; j += W) {
         const int64_t left = columns - j;
-        V gate = load(c + j), slope;
-        if (bias) gate += load(bias + t.c0 + j, left);
-        gate = rounded(gate, a);  // what backward will read
-        if (z) store(z + j, gate, left);
-        V value = activate<KIND>(gate, &slope) * weight;
+        V gate, other, slope, value;
         if (gated) {
-          V other = load(c + half * NR + j);
-          if (bias) other += load(bias + F + t.c0 + j, left);
+          load_pair(c, j, half * NR, woven, W, &gate, &other);
+          if (bias) {
+            V gate_bias, other_bias;
+            load_pair(bias, j, F, woven, left, &gate_bias, &other_bias);
+            gate += gate_bias;
+            other += other_bias;
+          }
+          gate = rounded(gate, a);  // what backward will read
           other = rounded(other, a);
-          if (z) store(z + F + j, other, left);
-          value *= other;
+          if (z) store_pair(z, j, F, woven, left, gate, other);
+          value = activate<KIND>(gate, &slope) * weight;
+          value *= gated_by<KIND>(other, &slope);
+        } else {
+          gate = load(c + j);
+          if (bias) gate += load(bias + j, left);
+          gate = rounded(gate, a);
+          if (z) store(z + j, gate, left);
+          value = activate<KIND>(gate, &slope) * weight;
         }
         if (keep) value *= load(keep + j, left);
         store(a + j, value, left);
@@ -83,8 +100,9 @@ static void run_up(const Operands<T>& o, float* scratch) {
     }
   };
   const int64_t m = t.r1 - t.r0;
-  if (is_few<T>(t.count, o.D)) return few_rows(o.x(), t.r0, m, o.up() + t.c0 * o.D, F, gated ? 2 : 1, columns, scratch, done);
-  product<T, false>(m, words_of<T>(o.D), panels, scratch, Direct{}, pack_a, pack_b, done);
+  if (!up.transposed && is_few<T>(t.count, o.D))
+    return few_rows(o.x(), t.r0, m, up.base + first * o.D, F, parts, wide, scratch, done);
+  product<T, false>(m, words_of<T>(o.D), parts * half, scratch, Direct{}, pack_a, pack_b, done);
 }
 
 // da = dy down; from it and z: dz (times weight), a (times weight), and this block's part of dweight = <da, a>.
@@ -92,10 +110,12 @@ template <class T, int KIND>
 static void run_hidden(const Operands<T>& o, float* scratch) {
   constexpr bool gated = is_gated(KIND);
   const Task& t = o.t;
-  const int64_t F = o.F, columns = t.c1 - t.c0;
+  const bool woven = gated && o.p.layout & MIXTURA_WOVEN;
+  const int64_t F = o.F, columns = t.c1 - t.c0, first = woven ? 2 * t.c0 : t.c0;
   float* part = o.p.parts + t.block * o.p.rows;
+  const Matrix<T> down = o.down();
   auto pack_b = [&](float* to, int64_t k, int64_t words) {
-    pack_panels<NR>(to, Rows<T>{o.down(), F, nullptr}, 0, o.D, k, words, t.c0, columns);
+    pack_matrix(to, down, down.transposed, k, words, t.c0, columns);
   };
   auto pack_a = [&](float* to, int64_t i0, int64_t i1, int64_t k, int64_t words) {
     pack_rows(to, o.dy(), t.r0 + i0, t.r0 + i1, k, words);
@@ -104,8 +124,8 @@ static void run_hidden(const Operands<T>& o, float* scratch) {
     for (int64_t i = i0; i < i1; i++, c += ldc) {
       const int64_t n = t.r0 + i;
       const V weight = splat(o.p.weight[n]);
-      const T* z = (const T*)o.p.z + n * o.U + t.c0;
-      T* dz = (T*)o.p.dz + n * o.U + t.c0;
+      const T* z = (const T*)o.p.z + n * o.U + first;
+      T* dz = (T*)o.p.dz + n * o.U + first;
       T* a = (T*)o.p.a + n * F + t.c0;
       const T* keep = o.keep(n);
       V dweight = {};
@@ -114,15 +134,19 @@ static void run_hidden(const Operands<T>& o, float* scratch) {
         // Lanes past the block's last column must not reach dweight.
         const V kept = keep ? load(keep + j, left) : splat(1.0f);
         const V da = load(c + j, left) * kept;
-        V slope, value = activate<KIND>(load(z + j, left), &slope);
         const V scaled = da * weight;
+        V slope, value;
         if (gated) {
-          const V other = load(z + F + j, left);
-          store(dz + F + j, scaled * value, left);
-          slope *= other;
-          value *= other;
+          V gate, other, other_slope;
+          load_pair(z, j, F, woven, left, &gate, &other);
+          value = activate<KIND>(gate, &slope);
+          const V factor = gated_by<KIND>(other, &other_slope);
+          store_pair(dz, j, F, woven, left, scaled * slope * factor, scaled * value * other_slope);
+          value *= factor;
+        } else {
+          value = activate<KIND>(load(z + j, left), &slope);
+          store(dz + j, scaled * slope, left);
         }
-        store(dz + j, scaled * slope, left);
         store(a + j, value * weight * kept, left);
         dweight += da * value;
       }
@@ -165,13 +189,14 @@ static void run_down(const Operands<T>& o, float* scratch) {
   const auto done = [&](const float* c, int64_t ldc, int64_t i0, int64_t i1) {
     store_strip(c, ldc, i0, i1, out, o.D, columns, bias, o.p.weight + t.r0);
   };
-  const T* down = o.down() + t.c0 * o.F;
+  const Matrix<T> down = o.down();
   const int64_t m = t.r1 - t.r0;
-  if (is_few<T>(t.count, o.F)) return few_rows(o.a(), t.r0, m, down, 0, 1, columns, scratch, done);
+  if (!down.transposed && is_few<T>(t.count, o.F))
+    return few_rows(o.a(), t.r0, m, down.base + t.c0 * o.F, 0, 1, columns, scratch, done);
   product<T, false>(
       m, words_of<T>(o.F), panels_of(columns), scratch, bias ? Direct{} : direct(out, o.D, columns, false),
       [&](float* to, int64_t i0, int64_t i1, int64_t k, int64_t words) { pack_rows(to, o.a(), t.r0 + i0, t.r0 + i1, k, words); },
-      [&](float* to, int64_t k, int64_t words) { pack_transposed(to, down, o.F, k, words, columns); }, done);
+      [&](float* to, int64_t k, int64_t words) { pack_matrix(to, down, !down.transposed, k, words, t.c0, columns); }, done);
 }
 
 // The input's gradient by row: dx_rows = dz up.
@@ -180,21 +205,26 @@ static void run_input(const Operands<T>& o, float* scratch) {
   const Task& t = o.t;
   const int64_t columns = t.c1 - t.c0;
   T* out = (T*)o.p.dx_rows + t.r0 * o.D + t.c0;
+  const Matrix<T> up = o.up();
   product<T, false>(
       t.r1 - t.r0, words_of<T>(o.U), panels_of(columns), scratch, direct(out, o.D, columns, false),
       [&](float* to, int64_t i0, int64_t i1, int64_t k, int64_t words) { pack_rows(to, o.dz(), t.r0 + i0, t.r0 + i1, k, words); },
-      [&](float* to, int64_t k, int64_t words) {
-        pack_panels<NR>(to, Rows<T>{o.up(), o.D, nullptr}, 0, o.U, k, words, t.c0, columns);
-      },
+      [&](float* to, int64_t k, int64_t words) { pack_matrix(to, up, up.transposed, k, words, t.c0, columns); },
       [&](const float* c, int64_t ldc, int64_t i0, int64_t i1) {
         store_strip(c, ldc, i0, i1, out, o.D, columns, (const T*)nullptr, nullptr);
       });
 }
 
-// A matrix's gradient: out (rows of left, columns of right) = sum over the expert's rows of left^T right.
+// A matrix's gradient: out (rows of left, columns of right) = sum over the expert's rows of left^T right; transposed, the
+// two change places.
 template <class T>
-static void run_outer(const Operands<T>& o, const Rows<T>& left, const Rows<T>& right, T* out, float* scratch) {
+static void run_outer(const Operands<T>& o, bool transposed, Rows<T> left, Rows<T> right, T* out, float* scratch) {
   const Task& t = o.t;
+  if (transposed) {
+    const Rows<T> other = left;
+    left = right;
+    right = other;
+  }
   const int64_t columns = t.c1 - t.c0;
   out += t.r0 * right.width + t.c0;
   if (t.count == 0) {

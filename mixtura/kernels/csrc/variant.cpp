@@ -15,7 +15,7 @@ static void run_any(const Operands<T>& o, float* scratch) {
   typedef void (*Activated)(const Operands<T>&, float*);
   static const Activated activated[MIXTURA_ACTIVATIONS] = {
       run_activated<T, MIXTURA_RELU>,   run_activated<T, MIXTURA_GELU>,  run_activated<T, MIXTURA_SILU>,
-      run_activated<T, MIXTURA_SWIGLU>, run_activated<T, MIXTURA_GEGLU>,
+      run_activated<T, MIXTURA_SWIGLU>, run_activated<T, MIXTURA_GEGLU>, run_activated<T, MIXTURA_CLAMPED_SWIGLU>,
   };
   switch (o.t.kind) {
     case UP:
@@ -26,9 +26,9 @@ static void run_any(const Operands<T>& o, float* scratch) {
     case INPUT:
       return run_input(o, scratch);
     case UP_GRAD:
-      return run_outer(o, o.dz(), o.x(), (T*)o.p.dup + o.e * o.U * o.D, scratch);
+      return run_outer(o, o.p.layout & MIXTURA_UP_TRANSPOSED, o.dz(), o.x(), (T*)o.p.dup + o.e * o.U * o.D, scratch);
     case DOWN_GRAD:
-      return run_outer(o, o.dy(), o.a(), (T*)o.p.ddown + o.e * o.D * o.F, scratch);
+      return run_outer(o, o.p.layout & MIXTURA_DOWN_TRANSPOSED, o.dy(), o.a(), (T*)o.p.ddown + o.e * o.D * o.F, scratch);
     case UP_BIAS:
       return run_bias(o.t, o.dz(), nullptr, (T*)o.p.dup_bias + o.e * o.U);
     case DOWN_BIAS:
