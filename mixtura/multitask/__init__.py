@@ -11,6 +11,7 @@ Example:
 
 from mixtura.multitask.balance import BALANCES, Balance, Fixed, GradNorm, Uncertainty
 from mixtura.multitask.encoder import TableEncoder
+from mixtura.multitask.metrics import auc
 from mixtura.multitask.mixing import ExpertStack
 from mixtura.multitask.models import PLE, MMoE, MultiTask, OMoE, SharedBottom
 from mixtura.multitask.tasks import Prediction, Task, task_losses
@@ -31,6 +32,7 @@ __all__ = [
     "TableEncoder",
     "Task",
     "Uncertainty",
+    "auc",
     "task_losses",
 ]
 

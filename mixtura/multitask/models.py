@@ -85,9 +85,7 @@ class MultiTask(nn.Module):
         gates, dim, levels = _gates(options.get("gate", Dense), self.tasks), self.dim, []
         for groups, mixes in plan:
             levels.append(
-                Level(
-                    dim=dim, groups=groups, gates=mixes, make_gate=gates, make_experts=make_experts, losses=losses
-                )
+                Level(dim=dim, groups=groups, gates=mixes, make_gate=gates, make_experts=make_experts, losses=losses)
             )
             dim = _output_width(levels[-1].experts[0])
         self.levels = nn.ModuleList(levels)
@@ -157,7 +155,12 @@ class SharedBottom(MultiTask):
     """
 
     def __init__(
-        self, encoder: nn.Module | None, *, tasks: Sequence[Task], bottom: Sequence[int] = (64,), **options: Unpack[Options]
+        self,
+        encoder: nn.Module | None,
+        *,
+        tasks: Sequence[Task],
+        bottom: Sequence[int] = (64,),
+        **options: Unpack[Options],
     ) -> None:
         source: dict[str, str | None] = {task.name: SHARED for task in tasks}
         plan = [({SHARED: 1}, {SHARED: (SHARED,)})]
@@ -181,7 +184,12 @@ class OMoE(MultiTask):
     """
 
     def __init__(
-        self, encoder: nn.Module | None, *, tasks: Sequence[Task], num_experts: int = 8, **options: Unpack[MixtureOptions]
+        self,
+        encoder: nn.Module | None,
+        *,
+        tasks: Sequence[Task],
+        num_experts: int = 8,
+        **options: Unpack[MixtureOptions],
     ) -> None:
         _check_counts(num_experts=num_experts)
         source: dict[str, str | None] = {task.name: SHARED for task in tasks}
@@ -228,7 +236,8 @@ class PLE(MultiTask):
     """Experts of each task's own beside shared ones, in one or several levels of extraction.
 
     A task's gate mixes its own and the shared experts; below the last level a shared gate mixes all of them for the
-    shared experts above. One level is CGC. Source: Tang et al. 2020 (Progressive layered extraction), sections 4.1, 4.2.
+    shared experts above. One level is CGC. Source: Tang et al. 2020 (Progressive layered extraction), sections 4.1
+    and 4.2.
 
     Args:
         encoder: see `MultiTask`.
@@ -261,7 +270,9 @@ class PLE(MultiTask):
             counts = {name: task_experts.get(name, 2) for name in names}
         else:
             counts = dict.fromkeys(names, task_experts)
-        _check_counts(shared_experts=shared_experts, levels=levels, task_experts=min(counts.values(), default=1))
+        _check_counts(shared_experts=shared_experts, levels=levels)
+        if min(counts.values(), default=0) < 0:
+            raise UserError(f"expected task_experts of at least 0, got {min(counts.values())}")
         plan = _extraction(names, counts, shared=shared_experts, levels=levels)
         super().__init__(encoder, tasks=tasks, plan=plan, source=dict(zip(names, names, strict=True)), **options)
 
