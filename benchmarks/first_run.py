@@ -32,8 +32,8 @@ def summary(run: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
         "steps": rows[-1]["step"],
-        "tokens": rows[-1]["tokens"],
-        "tokens/s": round(median(row["tokens_per_s"] for row in rows)),
+        "tokens": rows[-1]["items"],
+        "tokens/s": round(median(row["items_per_s"] for row in rows)),
         "parameters": config["parameters"],
         "validation loss": [row["val_loss"] for row in rows if "val_loss" in row][-1],
     }

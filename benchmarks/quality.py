@@ -15,9 +15,9 @@ from typing import Any
 
 from benchmarks.common import RESULTS, save
 from benchmarks.train_step import compare
-from mixtura.train.config import TrainConfig
 from mixtura.train.loop import train
 from mixtura.train.recipes import get_recipe
+from mixtura.train.tasks.language import LanguageConfig
 
 RUNS = {
     "dense": ("lm-tiny-dense", 1.0),
@@ -26,7 +26,7 @@ RUNS = {
 }
 
 
-def run(config: TrainConfig, *, steps: int, folder: Path) -> dict[str, Any]:
+def run(config: LanguageConfig, *, steps: int, folder: Path) -> dict[str, Any]:
     """Train for `steps` and give the curve of the validation loss."""
     config = replace(config, steps=steps, eval_interval=max(1, steps // 24), checkpoint_interval=steps, out=str(folder))
     path = train(config) / "metrics.jsonl"
@@ -34,7 +34,7 @@ def run(config: TrainConfig, *, steps: int, folder: Path) -> dict[str, Any]:
     evaluated = [row for row in rows if "val_loss" in row]
     return {
         "steps": steps,
-        "tokens": rows[-1]["tokens"],
+        "tokens": rows[-1]["items"],
         "seconds": rows[-1]["seconds"],
         "final": evaluated[-1]["val_loss"],
         "curve": [[row["step"], round(row["seconds"], 2), round(row["val_loss"]["mean"], 5)] for row in evaluated],

@@ -16,30 +16,24 @@ import torch
 from benchmarks.common import interleave, save, spread
 from mixtura.models.count import count_parameters
 from mixtura.models.gpt import GPT
-from mixtura.train.config import TrainConfig
-from mixtura.train.data.stream import TokenStream
-from mixtura.train.data.tokens import prepare
 from mixtura.train.device import keep_freed_memory
 from mixtura.train.metrics import measure
 from mixtura.train.optim import build_optimizer
 from mixtura.train.recipes import get_recipe
-from mixtura.train.setup import fit_to_corpus
 from mixtura.train.step import train_step
+from mixtura.train.tasks.language import LanguageConfig
 
 
-def make_step(config: TrainConfig) -> tuple[GPT, Callable[[], object]]:
+def make_step(config: LanguageConfig) -> tuple[GPT, Callable[[], object]]:
     """A model and a function that trains it for one step, as the training loop does, log row included."""
-    corpus = prepare(config.data)
-    config = fit_to_corpus(replace(config, steps=10_000), corpus)
+    task = replace(config, steps=10_000).prepare()
     torch.manual_seed(config.seed)
-    model = GPT(config.model)
+    model = task.config.build_model()
     optimizer = build_optimizer(model, config.optim)
-    stream = TokenStream(corpus, batch_size=config.data.batch_size, seq_len=config.data.seq_len, seed=0)
-    bytes_V = torch.tensor(corpus.tokenizer.byte_lengths, dtype=torch.float32)
+    stream = task.stream()
 
     def step() -> object:
-        result = train_step(model, optimizer, stream, config=config, step=config.optim.warmup, bytes_V=bytes_V)
-        return measure(result)
+        return measure(train_step(model, optimizer, stream, task=task, step=config.optim.warmup))
 
     return model, step
 

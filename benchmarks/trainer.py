@@ -21,18 +21,15 @@ import torch
 
 from benchmarks.common import save
 from mixtura.models.gpt import GPT
-from mixtura.train.config import TrainConfig
-from mixtura.train.data.stream import TokenStream
-from mixtura.train.data.tokens import prepare
 from mixtura.train.loop import train
 from mixtura.train.recipes import get_recipe
-from mixtura.train.setup import fit_to_corpus
+from mixtura.train.tasks.language import LanguageConfig
 
 WARMUP = 60
 PEERS = ("eager", "grouped_mm")  # batched_mm copies an expert's matrices for every token: minutes for these runs
 
 
-def recipe(steps: int) -> TrainConfig:
+def recipe(steps: int) -> LanguageConfig:
     """The default recipe with the gated experts that Qwen3-MoE has."""
     base = get_recipe("lm-tiny")
     return replace(
@@ -64,8 +61,8 @@ def run_theirs(steps: int, implementation: str) -> dict[str, float]:
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
     config = recipe(steps)
-    corpus = prepare(config.data)
-    sizes = fit_to_corpus(config, corpus).model
+    task = config.prepare()
+    sizes = task.config.model
     batch, length = config.data.batch_size, config.data.seq_len
     model = Qwen3MoeForCausalLM(
         Qwen3MoeConfig(
@@ -86,7 +83,7 @@ def run_theirs(steps: int, implementation: str) -> dict[str, float]:
             experts_implementation=implementation,
         )
     )
-    stream = TokenStream(corpus, batch_size=batch, seq_len=length, seed=0)
+    stream = task.stream()
     ids = torch.cat([next(stream).inputs_BL for _ in range(steps)])
     ends: list[float] = []
 

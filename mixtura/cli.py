@@ -21,7 +21,7 @@ USAGE = """usage: mixtura COMMAND [...]
 
   train [RECIPE] [--section.field VALUE ...]   train; without a recipe: lm-tiny
   resume RUN [--checkpoint last|best|STEP]     continue an interrupted run to the very same numbers
-  eval RUN [--checkpoint best|last|STEP]       losses of a checkpoint on held-out text, by domain
+  eval RUN [--checkpoint best|last|STEP]       losses of a checkpoint on held-out data
   generate RUN --prompt TEXT                   write on from a prompt
   report RUN                                   look at a run's model again and rewrite its report.html
   recipes                                      the recipes, what they cost and what they reach
@@ -184,13 +184,13 @@ def _run(given: Sequence[str]) -> None:
 
 
 def _train(arguments: Sequence[str]) -> None:
-    from mixtura.train.config import TrainConfig
     from mixtura.train.loop import train
     from mixtura.train.recipes import get_recipe
 
     has_name = bool(arguments) and not arguments[0].startswith("-")
     name, rest = (arguments[0], arguments[1:]) if has_name else ("lm-tiny", arguments)
-    config = parse(TrainConfig, rest, prog=f"mixtura train {name}", default=get_recipe(name))
+    recipe = get_recipe(name)
+    config = parse(type(recipe), rest, prog=f"mixtura train {name}", default=recipe)
     if config.recipe != name:
         raise UserError(
             f"expected the recipe before all options, got --recipe {config.recipe}; "
@@ -217,8 +217,12 @@ def _eval(arguments: Sequence[str]) -> None:
     from mixtura.train.inspect import evaluate_run
 
     given = parse(EvalArguments, arguments, prog="mixtura eval")
-    for domain, nats in evaluate_run(given.run, checkpoint=given.checkpoint).items():
-        print(f"{domain:>12}  {nats:.4f} nats/byte  {nats / math.log(2):.4f} bits/byte")
+    evaluation, units = evaluate_run(given.run, checkpoint=given.checkpoint)
+    for group, loss in evaluation.with_mean().items():
+        bits = f"  {loss / math.log(2):.4f} {units.loss.replace('nats', 'bits', 1)}" if "nats" in units.loss else ""
+        print(f"{group:>12}  {loss:.4f} {units.loss}{bits}")
+    for name, score in evaluation.scores.items():
+        print(f"{name:>12}  {score:.4f}")
 
 
 def _generate(arguments: Sequence[str]) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from mixtura.cli import main, parse
 from mixtura.errors import UserError
-from mixtura.train.config import TrainConfig
 from mixtura.train.recipes import get_recipe
+from mixtura.train.tasks.language import LanguageConfig
 from tests.train.tiny import checkpoints, command, rows
 
 
@@ -347,13 +347,13 @@ def test_the_version_is_told(capsys):
 
 def test_options_reach_the_configuration():
     arguments = ["--steps", "7", "--model.router-options", "groups", "2", "jitter", "0.5", "--data.path", "a b.txt"]
-    config = parse(TrainConfig, arguments, prog="x", default=get_recipe("lm-tiny"))
+    config = parse(LanguageConfig, arguments, prog="x", default=get_recipe("lm-tiny"))
     assert (config.steps, config.data.path) == (7, "a b.txt")
     assert config.model.router_options == {"groups": 2, "jitter": 0.5}
     assert type(config.model.router_options["groups"]) is int
     assert config.optim == get_recipe("lm-tiny").optim
     with pytest.raises(UserError, match="Unrecognized options"):
-        parse(TrainConfig, ["--nothing", "1"], prog="x")
+        parse(LanguageConfig, ["--nothing", "1"], prog="x")
 
 
 def test_a_run_with_spaces_in_its_path(tmp_path, capsys):

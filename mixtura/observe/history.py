@@ -48,23 +48,25 @@ class LayerHistory:
 class History:
     """The metrics of a run: one entry per step in the tuples, NaN where a step did not log it.
 
-    `validation` maps a domain to its losses (nats per byte) and has entries only for the steps in `evaluated`, which
-    are positions in `step`. `notes` says in plain words what was wrong with the file.
+    `validation` maps a group of held-out data to its losses, `scores` a figure's name to its values; both have entries
+    only for the steps in `evaluated`, which are positions in `step`. `notes` says in plain words what was
+    wrong with the file.
 
     Example:
-        >>> clocks = {"step": (1,), "seconds": (0.1,), "tokens": (64,)}
-        >>> series = {"loss": (2.0,), "speed": (900.0,), "evaluated": (), "validation": {}}
+        >>> clocks = {"step": (1,), "seconds": (0.1,), "items": (64,)}
+        >>> series = {"loss": (2.0,), "speed": (900.0,), "evaluated": (), "validation": {}, "scores": {}}
         >>> History(**clocks, **series, layers={}, notes=()).loss
         (2.0,)
     """
 
     step: tuple[int, ...]
     seconds: tuple[float, ...]
-    tokens: tuple[float, ...]
+    items: tuple[float, ...]
     loss: tuple[float, ...]
     speed: tuple[float, ...]
     evaluated: tuple[int, ...]
     validation: Mapping[str, tuple[float, ...]]
+    scores: Mapping[str, tuple[float, ...]]
     layers: Mapping[str, LayerHistory]
     notes: tuple[str, ...]
 
@@ -220,9 +222,10 @@ def _named(row: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _gather(steps: list[int], rows: Iterator[dict[str, Any]], points: int, notes: tuple[str, ...]) -> History:
-    series: dict[str, list[float]] = {"seconds": [], "tokens": [], "loss": [], "tokens_per_s": []}
+    series: dict[str, list[float]] = {"seconds": [], "items": [], "loss": [], "items_per_s": []}
     evaluated: list[int] = []
     validation: dict[str, list[float]] = {}
+    scores: dict[str, list[float]] = {}
     layers: dict[str, _Layer] = {}
     for position, row in enumerate(rows):
         for name, values in series.items():
@@ -236,22 +239,29 @@ def _gather(steps: list[int], rows: Iterator[dict[str, Any]], points: int, notes
             )
         losses = _named(row, "val_loss")
         if losses:
-            for domain in losses:
-                validation.setdefault(domain, [math.nan] * len(evaluated))
+            _extend(validation, losses, length=len(evaluated))
+            _extend(scores, _named(row, "val_score"), length=len(evaluated))
             evaluated.append(position)
-            for domain, known in validation.items():
-                known.append(finite(losses.get(domain)))
     return History(
         step=tuple(steps),
         seconds=tuple(series["seconds"]),
-        tokens=tuple(series["tokens"]),
+        items=tuple(series["items"]),
         loss=tuple(series["loss"]),
-        speed=tuple(series["tokens_per_s"]),
+        speed=tuple(series["items_per_s"]),
         evaluated=tuple(evaluated),
-        validation={domain: tuple(known) for domain, known in validation.items()},
+        validation={group: tuple(known) for group, known in validation.items()},
+        scores={name: tuple(known) for name, known in scores.items()},
         layers={name: layer.history() for name, layer in layers.items()},
         notes=notes,
     )
+
+
+def _extend(series: dict[str, list[float]], values: Mapping[str, Any], *, length: int) -> None:
+    """Append one value to each series; what was not there before gets gaps in front."""
+    for name in values:
+        series.setdefault(name, [math.nan] * length)
+    for name, known in series.items():
+        known.append(finite(values.get(name)))
 
 
 class _Layer:

@@ -1,4 +1,4 @@
-"""What was seen on held-out text after training: assignments per domain, coloured samples, generated text."""
+"""What was seen on held-out data after training: assignments by group, coloured texts, and what the task shows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 
 from mixtura.errors import UserError
 from mixtura.observe.history import read_json
+from mixtura.observe.panels import Panel, read_panel
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Observations:
     """Everything in observations.json.
 
     Shapes:
-        counts: by layer (G, E), assignments of held-out text by domain and expert.
+        counts: by layer (G, E), assignments of held-out data by group ("domain") and expert.
 
     Example:
         >>> Observations(domains=["python"], counts={"blocks.1.ff": [[7, 9]]}, samples=[], generated=[]).domains
@@ -52,6 +53,7 @@ class Observations:
     counts: Mapping[str, Sequence[Sequence[int]]]
     samples: Sequence[Sample]
     generated: Sequence[Generated]
+    panels: Sequence[Panel] = ()
 
 
 def read_observations(path: Path) -> Observations | None:
@@ -73,6 +75,7 @@ def read_observations(path: Path) -> Observations | None:
             counts={name: _counts(layer["counts"], raw["domains"]) for name, layer in raw.get("layers", {}).items()},
             samples=_samples(raw.get("samples", [])),
             generated=[Generated(str(item["prompt"]), str(item["text"])) for item in raw.get("generated", [])],
+            panels=[read_panel(panel) for panel in raw.get("panels", [])],
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{type(error).__name__}: {error}"

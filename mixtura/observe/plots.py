@@ -34,25 +34,34 @@ Numbers = Sequence[float | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Values over training with three clocks: steps, seconds and tokens; None is a gap.
+    """Values over training with three clocks: steps, seconds and items; None is a gap.
 
     Example:
-        >>> Curve(name="loss", step=[1, 2], seconds=[0.1, 0.2], tokens=[64, 128], value=[2.0, None]).name
+        >>> Curve(name="loss", step=[1, 2], seconds=[0.1, 0.2], items=[64, 128], value=[2.0, None]).name
         'loss'
     """
 
     name: str
     step: Numbers
     seconds: Numbers
-    tokens: Numbers
+    items: Numbers
     value: Numbers
 
 
-def loss_figure(raw: Curve, smooth: Curve, validation: Sequence[Curve]) -> "Figure":
+def loss_figure(
+    raw: Curve, smooth: Curve, validation: Sequence[Curve], *, loss: str = "loss", items: str = "items"
+) -> "Figure":
     """Training loss (faint), its running median and the validation losses; buttons switch the x axis.
 
+    Args:
+        raw: of each step.
+        smooth: its running median.
+        validation: of each group of held-out data.
+        loss: the unit of all of them.
+        items: what the items are.
+
     Example:
-        >>> curve = Curve(name="loss", step=[1, 2], seconds=[0.1, 0.2], tokens=[64, 128], value=[2.0, 1.5])
+        >>> curve = Curve(name="loss", step=[1, 2], seconds=[0.1, 0.2], items=[64, 128], value=[2.0, 1.5])
         >>> len(loss_figure(curve, curve, [curve]).data)
         3
     """
@@ -65,21 +74,21 @@ def loss_figure(raw: Curve, smooth: Curve, validation: Sequence[Curve]) -> "Figu
         style = {"color": colour, "width": 3.2 if curve.name == "mean" else 1.6}
         mode = "lines+markers" if len(curve.value) <= 40 else "lines"
         _line(figure, curve, name=f"validation, {curve.name}", mode=mode, line=style, marker={"size": 5})
-    clocks = {"step": "step", "seconds": "training time in seconds", "tokens": "tokens"}
+    clocks = {"step": ("step", "step"), "seconds": ("seconds", "training time in seconds"), "items": (items, items)}
     curves = [raw, smooth, *validation]
     buttons = [
         {
-            "label": label,
+            "label": _plain(label),
             "method": "update",
-            "args": [{"x": [getattr(curve, label) for curve in curves]}, {"xaxis.title.text": title}],
+            "args": [{"x": [getattr(curve, clock) for curve in curves]}, {"xaxis.title.text": _plain(title)}],
         }
-        for label, title in clocks.items()
+        for clock, (label, title) in clocks.items()
     ]
     menu = {"type": "buttons", "direction": "right", "buttons": buttons, "showactive": True, "pad": {"b": 6}}
     place = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)", "bordercolor": GRID}
     figure.update_layout(updatemenus=[menu | place], margin_t=48, hovermode="x")
     figure.update_xaxes(title_text="step", rangemode="nonnegative")
-    figure.update_yaxes(title_text="nats per byte", hoverformat=".4f")
+    figure.update_yaxes(title_text=_plain(loss), hoverformat=".4f")
     return figure
 
 
@@ -176,10 +185,48 @@ def specialisation_figure(domains: Sequence[str], lift: Sequence[Numbers]) -> "F
         colorbar=_colorbar("lift", {p: f"{2.0**p:g}\u00d7" for p in range(-limit, limit + 1)}),
         hovertemplate="expert %{x}<br>lift %{customdata:.2f}<extra></extra>",
     )
-    names = [_plain(name if len(name) <= 24 else name[:23] + "…") for name in domains]
     figure.update_xaxes(**_expert_axis(experts), title_text="expert", showgrid=False)
-    figure.update_yaxes(tickvals=list(range(len(domains))), ticktext=names, autorange="reversed", showgrid=False)
+    figure.update_yaxes(**_names(domains), autorange="reversed", showgrid=False)
     return figure
+
+
+def map_figure(rows: Sequence[str], columns: Sequence[str], values: Sequence[Numbers], *, axis: str) -> "Figure":
+    """Heat map of any numbers, from pale (the least) to dark.
+
+    Example:
+        >>> map_figure(["task a"], ["expert 0", "expert 1"], [[0.25, 0.75]], axis="expert").data[0].z[0]
+        (0.25, 0.75)
+    """
+    figure = _heat_map(_height(len(rows), at_least=210, each=30))
+    places = {"x": list(range(len(columns))), "y": list(range(len(rows)))}
+    shown = "%{z:.4g}<extra></extra>"
+    figure.add_heatmap(
+        **places, z=[list(row) for row in values], xgap=2, ygap=2, colorscale="Blues", hovertemplate=shown
+    )
+    figure.update_xaxes(**_names(columns), title_text=_plain(axis), showgrid=False)
+    figure.update_yaxes(**_names(rows), autorange="reversed", showgrid=False)
+    return figure
+
+
+def curves_figure(places: Sequence[float], curves: Mapping[str, Numbers], *, axis: str) -> "Figure":
+    """Curves over one axis of numbers.
+
+    Example:
+        >>> curves_figure([0.1, 1.0], {"by score": [0.7, 0.9]}, axis="capacity").data[0].name
+        'by score'
+    """
+    figure = _figure(height=360)
+    for (name, values), colour in zip(curves.items(), layer_colours(len(curves)), strict=True):
+        mode = "lines+markers" if len(places) <= 40 else "lines"
+        figure.add_scatter(x=list(places), y=list(values), name=_plain(name), mode=mode, line={"color": colour})
+    figure.update_xaxes(title_text=_plain(axis))
+    return figure
+
+
+def _names(names: Sequence[str]) -> dict[str, Any]:
+    """The settings of an axis with a name at each place."""
+    short = [_plain(name if len(name) <= 24 else name[:23] + "…") for name in names]
+    return {"tickvals": list(range(len(short))), "ticktext": short}
 
 
 def layer_colours(count: int) -> list[str]:

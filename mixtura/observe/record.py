@@ -1,9 +1,11 @@
 """Record the routing of every layer of a model, once per forward, also under activation recomputation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mixtura.hooks import layer_names, tap
@@ -79,3 +81,29 @@ def record(model: nn.Module) -> Iterator[RoutingLog]:
 
     with tap(listen):
         yield log
+
+
+@torch.no_grad()
+def counts_by_group(model: nn.Module, forwards: Mapping[str, Iterable[object]]) -> dict[str, Any]:
+    """How often each layer chose each expert, for each group of held-out data.
+
+    Args:
+        model: in evaluation mode.
+        forwards: by group, forward passes that are made while this is iterated over.
+
+    Returns:
+        "domains" and "layers" of observations.json.
+
+    Example:
+        >>> counts_by_group(nn.Identity(), {"a": [], "b": []})
+        {'domains': ['a', 'b'], 'layers': {}}
+    """
+    layers: dict[str, dict[str, list[list[int]]]] = {}
+    for passes in forwards.values():
+        with record(model) as log:
+            for _ in passes:
+                pass
+        for name, records in log.items():
+            counts_E = torch.stack([r.counts_E() for r in records]).sum(0)
+            layers.setdefault(name, {"counts": []})["counts"].append(counts_E.tolist())
+    return {"domains": list(forwards), "layers": layers}

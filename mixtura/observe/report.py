@@ -20,6 +20,7 @@ from mixtura.errors import UserError
 from mixtura.observe import metrics, plots
 from mixtura.observe.history import History, LayerHistory, mean, read_history, read_json, visible
 from mixtura.observe.observations import Observations, Sample, read_observations
+from mixtura.observe.panels import panel_figure
 from mixtura.observe.series import columns, even, extremes, running_median
 
 _CURVE_POINTS = 1500
@@ -79,13 +80,16 @@ def write_report(run: Path) -> Path:
         notes=history.notes,
         layers=list(history.layers),
         dense=not history.layers and not (seen and seen.counts),
+        units=_units(config),
+        is_text=config.get("task", "language") == "language",
+        panels=seen.panels if seen else (),
         any_dropped=any(bool((layer.dropped.nan_to_num() > 0).any()) for layer in history.layers.values()),
         observed=seen,
         information=_information(seen),
         domains=_sample_names(seen.samples) if seen else [],
         sample_layers=samples["layers"],
         hues=plots.HUES,
-        data=_script_json({"figures": _figures(history, seen), "samples": samples}),
+        data=_script_json({"figures": _figures(history, seen, _units(config)), "samples": samples}),
         plotly=plots.library(),
     )
     target, partial = run / "report.html", run / "report.html.partial"
@@ -114,28 +118,42 @@ def _script_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
+def _units(config: Mapping[str, Any]) -> dict[str, str]:
+    """The words for what the run counts, as the task gave them."""
+    given = config.get("units") or {}
+    return {name: str(given.get(name, name)) for name in ("loss", "items", "group")}
+
+
 def _cards(config: Mapping[str, Any], history: History) -> list[Card]:
+    units = _units(config)
     cards = []
     losses = [loss for loss in _mean_validation(history) if math.isfinite(loss)]
     if losses:
         last, best = losses[-1], min(losses)
-        cards.append(Card("Validation loss", f"{last:.3f}", f"nats per byte; best {best:.3f}"))
-        cards.append(
-            Card("Bits per byte", f"{last / math.log(2):.3f}", f"the same loss in bits; best {best / math.log(2):.3f}")
-        )
+        cards.append(Card("Validation loss", f"{last:.3f}", f"{units['loss']}; best {best:.3f}"))
+        if "nats" in units["loss"]:
+            bits, least = last / math.log(2), best / math.log(2)
+            cards.append(
+                Card("In bits", f"{bits:.3f}", f"{units['loss'].replace('nats', 'bits', 1)}; best {least:.3f}")
+            )
+    for name, values in history.scores.items():
+        if reached := [value for value in values if math.isfinite(value)]:
+            cards.append(Card(name, f"{reached[-1]:.4g}", f"on held-out data; best {max(reached):.4g}"))
     parameters = config.get("parameters") or {}
     total, active = parameters.get("total"), parameters.get("active")
     if isinstance(total, int) and isinstance(active, int) and total > 0:
-        cards.append(Card("Parameters", _amount(total), f"{_amount(active)} active per token ({active / total:.0%})"))
-    known = [tokens for tokens in history.tokens if math.isfinite(tokens)]
+        cards.append(Card("Parameters", _amount(total), f"{_amount(active)} active at a time ({active / total:.0%})"))
+    known = [items for items in history.items if math.isfinite(items)]
     if known:
-        cards.append(Card("Training tokens", _amount(known[-1]), f"in {history.step[-1]:,} steps"))
+        cards.append(Card(f"Training {units['items']}", _amount(known[-1]), f"in {history.step[-1]:,} steps"))
     seconds = [second for second in history.seconds if math.isfinite(second)]
     speeds = [speed for speed in history.speed if math.isfinite(speed)]
     if seconds:
         cards.append(Card("Training time", _duration(seconds[-1]), "evaluation not counted"))
     if speeds:
-        cards.append(Card("Tokens per second", _amount(median(speeds)), "median over the steps"))
+        cards.append(
+            Card(f"{units['items'].capitalize()} per second", _amount(median(speeds)), "median over the steps")
+        )
     return cards + _layer_cards(history)
 
 
@@ -165,10 +183,10 @@ def _mean_validation(history: History) -> Sequence[float]:
     return [mean(losses) for losses in zip(*history.validation.values(), strict=True)]
 
 
-def _figures(history: History, seen: Observations | None) -> dict[str, list[Figure]]:
+def _figures(history: History, seen: Observations | None, units: Mapping[str, str]) -> dict[str, list[Figure]]:
     """Plain figures by section; the ones with one figure per layer are in the order of the layers."""
     layers = history.layers
-    figures = {"loss": [_loss(history)], "load": _loads(list(layers.values()))}
+    figures = {"loss": [_loss(history, units)], "load": _loads(list(layers.values()))}
     steps = {name: layer.step for name, layer in layers.items()}
     experts = {layer.share.shape[1] for layer in layers.values()}
     if layers:
@@ -187,10 +205,12 @@ def _figures(history: History, seen: Observations | None) -> dict[str, list[Figu
         lifts = [metrics.specialisation(counts) for counts in seen.counts.values()]
         shown = [plots.specialisation_figure(seen.domains, _table(lift, 4)) for lift in lifts]
         figures["specialisation"] = [plots.figure_data(figure) for figure in shown]
+        drawn = {f"panel-{i}": panel_figure(panel) for i, panel in enumerate(seen.panels)}
+        figures |= {name: [figure] for name, figure in drawn.items() if figure is not None}
     return figures
 
 
-def _loss(history: History) -> Figure:
+def _loss(history: History, units: Mapping[str, str]) -> Figure:
     noisy = extremes(history.loss, _CURVE_POINTS)
     smooth = running_median(history.loss, max(1, len(history.loss) // 60))
     calm = even(len(smooth), _CURVE_POINTS)
@@ -201,9 +221,9 @@ def _loss(history: History) -> Figure:
         _curve(history, name, places, [losses[i] for i in shown]) for name, losses in history.validation.items()
     ]
     raw = _curve(history, "loss", noisy, [history.loss[i] for i in noisy])
-    return plots.figure_data(
-        plots.loss_figure(raw, _curve(history, "median", calm, [smooth[i] for i in calm]), validation)
-    )
+    median_curve = _curve(history, "median", calm, [smooth[i] for i in calm])
+    words = {"loss": units["loss"], "items": units["items"]}
+    return plots.figure_data(plots.loss_figure(raw, median_curve, validation, **words))
 
 
 def _curve(history: History, name: str, places: Sequence[int], values: Sequence[float]) -> plots.Curve:
@@ -211,7 +231,7 @@ def _curve(history: History, name: str, places: Sequence[int], values: Sequence[
         name=name,
         step=[history.step[i] for i in places],
         seconds=[_number(history.seconds[i], 1) for i in places],
-        tokens=[_number(history.tokens[i], 0) for i in places],
+        items=[_number(history.items[i], 0) for i in places],
         value=[_number(value, 4) for value in values],
     )
 

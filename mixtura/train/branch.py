@@ -22,13 +22,13 @@ from mixtura.models.gpt import GPT, GPTConfig
 from mixtura.surgery.ensemble import Ensemble
 from mixtura.surgery.fuse import aim_routers, average_states, fuse, greedy_soup
 from mixtura.train.checkpoint import list_checkpoints, step_of
-from mixtura.train.config import TrainConfig
-from mixtura.train.data.stream import validation_batches
-from mixtura.train.data.tokens import Corpus, prepare
+from mixtura.train.data.tokens import prepare
 from mixtura.train.files import write_file
-from mixtura.train.operate import Next, derive, device_of, held_out, load, table, text_batches, train_on
+from mixtura.train.operate import Next, derive, held_out, load, table, text_batches, train_on
 from mixtura.train.progress import say
 from mixtura.train.run import Run, open_run
+from mixtura.train.tasks.language import LanguageTask
+from mixtura.train.tasks.task import device_of
 
 PLAN = "branches.json"
 Weights = Literal["uniform", "score", "posterior", "greedy"]
@@ -115,7 +115,7 @@ def _make(seed: Run, folder: Path, following: Next, *, domains: Sequence[str], c
             shutil.rmtree(folder / name, ignore_errors=True)  # half made, by a run that was killed at its very start
             own = replace(following, name=name).config(config, out=folder, model=config.model)
             own = replace(own, data=replace(data, domains=(domain,)), threads=threads)
-            derive(model.state_dict(), prepare(own.data), config=own)
+            derive(model.state_dict(), own.prepare())
     return [Run(folder / name) for name in names.values()]
 
 
@@ -179,26 +179,26 @@ def merge_branches(
     seed_run, runs = read_branches(folder)
     models, configs = zip(*(load(run, checkpoint=following.checkpoint) for run in runs.values()), strict=True)
     config = replace(configs[0], data=replace(configs[0].data, domains=()))
-    corpus, device = prepare(config.data, on_progress=say), device_of(models[0])
+    task, device = config.prepare(on_progress=say), device_of(models[0])
 
     def judge(model: nn.Module) -> Losses:
-        return held_out(model, corpus, config=config, device=device)
+        return held_out(model, task)
 
     rows: dict[str, Losses] = {"seed": judge(load(seed_run, checkpoint="best")[0])}
     rows |= {f"branch {domain}": judge(model) for domain, model in zip(runs, models, strict=True)}
-    state = _average(models, weights, judge=judge, losses=list(rows.values())[1:], windows=_windows(corpus, config))
-    _, average = derive(
-        state, corpus, config=replace(following, name="average").config(config, out=folder, model=config.model)
-    )
+    state = _average(models, weights, judge=judge, losses=list(rows.values())[1:], windows=_windows(task))
+    own = replace(following, name="average").config(config, out=folder, model=config.model)
+    _, average = derive(state, LanguageTask(own, task.corpus))
     rows[f"average ({weights})"] = judge(average.eval())
     rows["ensemble"] = judge(Ensemble(models))
     is_dense = config.model.num_experts == 0
     fused = fuse(models, method="mix", match="*.feed_forward" if is_dense else "", k=k, router=router)
     if is_dense:
-        parts = [prepare(replace(config.data, domains=(domain,))) for domain in runs]
-        aim_routers(fused, [text_batches(part, config, count=4, device=device) for part in parts])
+        parts = [replace(config, data=replace(config.data, domains=(domain,))).prepare() for domain in runs]
+        aim_routers(fused, [text_batches(part, count=4, device=device) for part in parts])
     sizes = _mixed(config.model, len(models), k=k, router=router)
-    mixture, model = derive(fused.state_dict(), corpus, config=following.config(config, out=folder, model=sizes))
+    own = following.config(config, out=folder, model=sizes)
+    mixture, model = derive(fused.state_dict(), LanguageTask(own, task.corpus))
     rows["mixture"] = judge(model.eval())
     if following.steps:
         rows[f"mixture, {following.steps} steps"] = judge(train_on(mixture))
@@ -214,13 +214,9 @@ def _mixed(model: GPTConfig, branches: int, *, k: int, router: str) -> GPTConfig
     return replace(model, num_experts=branches, k=k, router=router, router_options={}, moe_every=1)
 
 
-def _windows(corpus: Corpus, config: TrainConfig) -> list[Tensor]:
+def _windows(task: LanguageTask) -> list[Tensor]:
     """One batch of held-out text of each domain: ids (B, L)."""
-    sizes = {"batch_size": config.data.batch_size, "seq_len": config.data.seq_len}
-    return [
-        next(iter(validation_batches(corpus, domain, max_tokens=config.data.val_tokens, **sizes))).inputs_BL
-        for domain in corpus.domains
-    ]
+    return [next(iter(task.windows(domain))).inputs_BL for domain in task.corpus.domains]
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from mixtura.train.run import Run, point_link
 
 KEEP = 2
 PARTS = "parts"
-STATE = {"counters", "optimizer", "stream", "random", "corpus"}
+STATE = {"counters", "optimizer", "stream", "random", "data"}
 
 
 def save_checkpoint(

@@ -3,14 +3,17 @@
 import dataclasses
 import types
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from mixtura.errors import UserError
-from mixtura.models.gpt import GPTConfig
-from mixtura.train.data.config import DataConfig
 from mixtura.train.optim import OptimConfig
+from mixtura.train.tasks.task import Say, Task, Units
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Config = TypeVar("Config")
 
@@ -68,21 +71,24 @@ class MeshConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Everything a run depends on.
+class TrainConfig(ABC):
+    """Everything a run depends on, whatever it trains; each kind adds its `model` and its `data`.
 
     Raises:
         UserError: a value out of its range.
 
     Example:
-        >>> TrainConfig(steps=100).optim.lr
-        0.003
+        >>> from mixtura.train.tasks.language import LanguageConfig
+        >>> LanguageConfig(steps=100).task
+        'language'
     """
 
-    recipe: str = "lm-tiny"
+    task: ClassVar[str]
+    """The kind's name in `mixtura.train.tasks.CONFIGS`."""
+    units: ClassVar[Units]
+
+    recipe: str = ""
     """Name of the recipe this came from."""
-    model: GPTConfig = field(default_factory=GPTConfig)
-    data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -91,13 +97,11 @@ class TrainConfig:
     accumulate: int = 1
     """Micro-batches per optimizer step."""
     eval_interval: int = 250
-    """Steps between evaluations on held-out text."""
+    """Steps between evaluations on held-out data."""
     checkpoint_interval: int = 500
     """Steps between checkpoints."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast; routers, losses and the optimizer stay fp32."""
-    recompute_interval: int = 0
-    """Recompute the activations of every n-th block in the backward pass; 0: keep all."""
     device: str = "auto"
     """auto (cuda, else mps, else cpu), or a torch device."""
     threads: int = 0
@@ -108,8 +112,6 @@ class TrainConfig:
     """Folder of all runs."""
     name: str = ""
     """Folder of this run inside `out`; empty: recipe and time."""
-    prompts: tuple[str, ...] = ("def ", "import ", "The ", "#define ")
-    """Prompts for the texts generated at the end."""
     tensorboard: bool = False
     """Also write TensorBoard events; needs mixtura[tensorboard]."""
 
@@ -117,7 +119,7 @@ class TrainConfig:
         for name in ("steps", "accumulate", "eval_interval", "checkpoint_interval"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("recompute_interval", "threads", "seed"):
+        for name in ("threads", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected at least 0, got {getattr(self, name)}")
         if self.seed >= 1 << 32:
@@ -126,16 +128,29 @@ class TrainConfig:
             raise UserError(
                 f"name: expected the name of one folder, and not 'latest', got {self.name!r}; --out says where it lies"
             )
-        for prompt in self.prompts:
-            if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-                raise UserError(f"prompts: expected Unicode text, got {prompt!r}, which holds half a character")
+
+    def check(self) -> None:  # noqa: B027  # most kinds have nothing more to refuse
+        """Refuse what cannot be trained, before any data are read.
+
+        Raises:
+            UserError: whatever the kind cannot do.
+        """
+
+    @abstractmethod
+    def build_model(self) -> "nn.Module":
+        """The model with fresh weights: the one place where its configuration becomes objects."""
+
+    @abstractmethod
+    def prepare(self, *, on_progress: Say | None = None) -> Task:
+        """Read the data."""
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """Plain values for config.json.
 
     Example:
-        >>> from_dict(TrainConfig, to_dict(TrainConfig(steps=7))).steps
+        >>> from mixtura.train.tasks.language import LanguageConfig
+        >>> from_dict(LanguageConfig, to_dict(LanguageConfig(steps=7))).steps
         7
     """
     return dataclasses.asdict(config)

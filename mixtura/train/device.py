@@ -16,7 +16,8 @@ def choose_device(config: TrainConfig) -> torch.device:
         UserError: no such device, or not on this machine.
 
     Example:
-        >>> choose_device(TrainConfig(device="cpu"))
+        >>> from mixtura.train.tasks.language import LanguageConfig
+        >>> choose_device(LanguageConfig(device="cpu"))
         device(type='cpu')
     """
     if config.threads:

@@ -4,22 +4,24 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
+from torch import nn
 
 from mixtura.errors import UserError
 from mixtura.models.gpt import GPT
 from mixtura.train.checkpoint import find_checkpoint, load_weights
 from mixtura.train.config import TrainConfig
 from mixtura.train.data.tokenizer import TextTokenizer
-from mixtura.train.data.tokens import prepare
 from mixtura.train.device import choose_device
-from mixtura.train.observations import continuation, finish
+from mixtura.train.observations import finish
 from mixtura.train.run import Run, open_run
 from mixtura.train.setup import build_model, require
 from mixtura.train.step import evaluate
+from mixtura.train.tasks.language import LanguageConfig, language_config
+from mixtura.train.tasks.task import Evaluation, Units
+from mixtura.train.tasks.texts import continuation
 
 
-def load_model(run: Run, *, checkpoint: str) -> tuple[GPT, TrainConfig]:
+def load_model(run: Run, *, checkpoint: str) -> tuple[nn.Module, TrainConfig]:
     """A run's model with the weights of a checkpoint, in evaluation mode on the run's device.
 
     Raises:
@@ -33,13 +35,19 @@ def load_model(run: Run, *, checkpoint: str) -> tuple[GPT, TrainConfig]:
     return model, config
 
 
-def evaluate_run(path: str | Path, *, checkpoint: str = "best") -> dict[str, float]:
-    """Nats per byte of a checkpoint by domain; see `mixtura.train.step.evaluate`."""
+def load_language_model(run: Run, *, checkpoint: str) -> tuple[GPT, LanguageConfig]:
+    """As `load_model`, of a run that must be one of a language model."""
+    config = language_config(run.read_config(), run=str(run.folder))
+    model, _ = load_model(run, checkpoint=checkpoint)
+    assert isinstance(model, GPT)
+    return model, config
+
+
+def evaluate_run(path: str | Path, *, checkpoint: str = "best") -> tuple[Evaluation, Units]:
+    """What a checkpoint reaches on held-out data, see `mixtura.train.step.evaluate`, and the unit of its losses."""
     run = open_run(path)
     model, config = load_model(run, checkpoint=checkpoint)
-    corpus = prepare(config.data)
-    bytes_V = torch.tensor(corpus.tokenizer.byte_lengths, dtype=torch.float32, device=model.embedding.weight.device)
-    return evaluate(model, corpus, config=config, bytes_V=bytes_V)
+    return evaluate(model, config.prepare()), config.units
 
 
 def rewrite_report(path: str | Path, *, checkpoint: str = "best") -> Path:
@@ -47,7 +55,7 @@ def rewrite_report(path: str | Path, *, checkpoint: str = "best") -> Path:
     require("jinja2", "plotly")
     run = open_run(path)
     model, config = load_model(run, checkpoint=checkpoint)
-    return finish(run, model, corpus=prepare(config.data), config=config)
+    return finish(run, model, config.prepare())
 
 
 def generate_text(
@@ -72,7 +80,7 @@ def generate_text(
     if not 0 <= seed < 1 << 32:
         raise UserError(f"expected a seed from 0 to 2^32 - 1, got {seed}")
     opened = open_run(run)
-    model, _ = load_model(opened, checkpoint=checkpoint)
+    model, _ = load_language_model(opened, checkpoint=checkpoint)
     tokenizer = TextTokenizer.load(opened.tokenizer)
     written = continuation(
         model, tokenizer, prompt, seed=seed, max_tokens=max_tokens, temperature=temperature, top_k=top_k

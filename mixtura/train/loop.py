@@ -4,30 +4,29 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from mixtura.control import BalanceController
 from mixtura.errors import UserError
 from mixtura.models.count import count_parameters
-from mixtura.models.gpt import GPT
 from mixtura.train.checkpoint import find_checkpoint, go_back, list_checkpoints, load_state
 from mixtura.train.config import MeshConfig, TrainConfig
-from mixtura.train.data.stream import TokenStream
-from mixtura.train.data.tokens import Corpus, prepare
 from mixtura.train.device import choose_device, keep_freed_memory, random_state, set_random_state
 from mixtura.train.metrics import lines_up_to, measure, number
 from mixtura.train.observations import finish
 from mixtura.train.progress import say
 from mixtura.train.reports import Reports
 from mixtura.train.run import Run, create_run, new_run_folder, open_run
-from mixtura.train.setup import build_controller, build_model, check_start, fit_to_corpus, require_for_training
+from mixtura.train.setup import build_controller, build_model, check_start, require_for_training
 from mixtura.train.step import evaluate, train_step
+from mixtura.train.tasks.task import Stream, Task
 from mixtura.train.world import World, processes, restarted
 
 
@@ -41,18 +40,18 @@ class Counters:
     """
 
     step: int = 0
-    tokens: int = 0
+    items: int = 0
     seconds: float = 0.0
     best_step: int = 0
     best_loss: float = float("inf")
 
-    def after_step(self, *, tokens: int, seconds: float) -> "Counters":
+    def after_step(self, *, items: int, seconds: float) -> "Counters":
         """One step further."""
-        return replace(self, step=self.step + 1, tokens=self.tokens + tokens, seconds=self.seconds + seconds)
+        return replace(self, step=self.step + 1, items=self.items + items, seconds=self.seconds + seconds)
 
     def row(self) -> dict[str, Any]:
         """What a row of metrics tells of them."""
-        return {"step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 4)}
+        return {"step": self.step, "items": self.items, "seconds": round(self.seconds, 4)}
 
 
 def train(config: TrainConfig) -> Path:
@@ -73,18 +72,18 @@ def train(config: TrainConfig) -> Path:
             new_run_folder(config)
         keep_freed_memory()
         device = choose_device(config)
-        corpus = world.first(lambda: prepare(config.data, on_progress=say if world.is_first else None))
-        config = fit_to_corpus(config, corpus)
+        task = _prepare(config, world)
+        config = task.config
         torch.manual_seed(config.seed)
         model = build_model(config).to(device)
         count = count_parameters(model)
         if world.is_first:
-            run = create_run(config, parameters=count, tokenizer=corpus.tokenizer, device=device)
-            for row in corpus.summary():
-                say(f"{row.domain:>12}  train {row.train_mb:7.2f} MB   held out {row.val_mb:6.2f} MB")
-            say(f"{run.folder}: {count.total:,} parameters, {count.active:,} active per token")
+            run = create_run(config, parameters=count, save=task.save, device=device)
+            for line in task.summary():
+                say(line)
+            say(f"{run.folder}: {count.total:,} parameters, {count.active:,} active")
         run = world.same(run if world.is_first else Run(Path()))
-        _train(run, model, corpus, config=config, checkpoint=None, world=world)
+        _train(run, model, task, checkpoint=None, world=world)
     return run.folder
 
 
@@ -112,18 +111,18 @@ def resume(path: str | Path, *, checkpoint: str = "last", mesh: MeshConfig | Non
         device = choose_device(config)
         state = load_state(folder)
         model = build_model(config).to(device)
-        corpus = world.first(lambda: prepare(config.data, on_progress=say if world.is_first else None))
-        if state["corpus"] != corpus.folder.name:
+        task = _prepare(config, world)
+        if state["data"] != task.name:
             raise UserError(
-                f"expected the data the run started with, but the text of --data.path {config.data.path!r} has "
-                "changed; restore it, or start a new run"
+                f"expected the data that the run in {str(run.folder)!r} started with, but they have changed; "
+                "restore them, or start a new run"
             )
         lines_up_to(run.metrics, state["counters"]["step"])  # refuses damaged ones before anything is dropped
-        _train(run, model, corpus, config=config, checkpoint=folder, world=world)
+        _train(run, model, task, checkpoint=folder, world=world)
     return run.folder
 
 
-def begin(run: Run, model: GPT, corpus: Corpus, *, config: TrainConfig) -> None:
+def begin(run: Run, model: nn.Module, task: Task) -> None:
     """Give a run its checkpoint of step 0, of a model that was made from others, so that `resume` trains it.
 
     Raises:
@@ -131,23 +130,23 @@ def begin(run: Run, model: GPT, corpus: Corpus, *, config: TrainConfig) -> None:
     """
     from mixtura.train.weights import Weights  # late, as in `_train`
 
-    torch.manual_seed(config.seed)
-    world = World()
-    weights = Weights(model, config=config, world=world, checkpoint=None)
-    state = _state(
-        _stream(corpus, config, world), Counters(), corpus=corpus, controller=build_controller(model, config)
-    )
+    torch.manual_seed(task.config.seed)
+    weights = Weights(model, config=task.config, world=World(), checkpoint=None)
+    state = _state(task.stream(), Counters(), task=task, controller=build_controller(model, task.config))
     weights.save(run, state, step=0, best_step=0)
 
 
-def _train(run: Run, model: GPT, corpus: Corpus, *, config: TrainConfig, checkpoint: Path | None, world: World) -> None:
+def _prepare(config: TrainConfig, world: World) -> Task:
+    return world.first(lambda: config.prepare(on_progress=say if world.is_first else None))
+
+
+def _train(run: Run, model: nn.Module, task: Task, *, checkpoint: Path | None, world: World) -> None:
     """The loop itself: step, measure, now and then evaluate and save."""
     from mixtura.train.weights import Weights  # late: the longest chain of imports would start here
 
-    device = model.embedding.weight.device
-    bytes_V = torch.tensor(corpus.tokenizer.byte_lengths, dtype=torch.float32, device=device)
+    config = task.config
     weights = Weights(model, config=config, world=world, checkpoint=checkpoint)
-    stream = _stream(corpus, config, world)
+    stream = task.stream(rank=world.data_rank, world_size=world.data_size)
     controller = build_controller(model, config)
     counters = Counters()
     if checkpoint is not None:
@@ -158,27 +157,20 @@ def _train(run: Run, model: GPT, corpus: Corpus, *, config: TrainConfig, checkpo
     with Reports(run, config=config, after_step=start, enabled=world.is_first) as reports, _interruption() as event:
         while counters.step < config.steps:
             began = time.perf_counter()
-            result = train_step(
-                model,
-                weights.optimizer,
-                stream,
-                config=config,
-                step=counters.step,
-                bytes_V=bytes_V,
-                clip=weights.clip,
-            )
+            result = train_step(model, weights.optimizer, stream, task=task, step=counters.step, clip=weights.clip)
             measured = measure(result, mean=world.mean)
             if controller is not None:
                 controller.step(result.log)
             spent = time.perf_counter() - began
-            tokens = result.tokens * world.data_size
-            counters = counters.after_step(tokens=tokens, seconds=spent)
-            row = counters.row() | {"tokens_per_s": round(tokens / spent, 1)} | measured
+            items = result.items * world.data_size
+            counters = counters.after_step(items=items, seconds=spent)
+            row = counters.row() | {"items_per_s": round(items / spent, 1)} | measured
 
             is_last, is_best = counters.step == config.steps, False
             if is_last or counters.step % config.eval_interval == 0:
-                losses = evaluate(model, corpus, config=config, bytes_V=bytes_V)
-                row["val_loss"] = {name: number(loss) for name, loss in losses.items()}
+                evaluation = evaluate(model, task)
+                losses = evaluation.with_mean()
+                row |= _evaluated(losses, evaluation.scores)
                 if is_best := losses["mean"] < counters.best_loss:
                     counters = replace(counters, best_step=counters.step, best_loss=losses["mean"])
             reports.write(row)
@@ -186,23 +178,20 @@ def _train(run: Run, model: GPT, corpus: Corpus, *, config: TrainConfig, checkpo
             stop = world.any(event.is_set())
             if is_best or is_last or stop or counters.step % config.checkpoint_interval == 0:
                 reports.sync()
-                state = _state(stream, counters, corpus=corpus, controller=controller)
+                state = _state(stream, counters, task=task, controller=controller)
                 weights.save(run, state, step=counters.step, best_step=counters.best_step)
             if stop and not is_last:
                 raise KeyboardInterrupt(f"stopped after step {counters.step}, which is saved; {run.advice}")
     if world.is_first:
-        finish(run, weights.whole(run), corpus=corpus, config=config)
+        finish(run, weights.whole(run), task)
 
 
-def _stream(corpus: Corpus, config: TrainConfig, world: World) -> TokenStream:
-    data = config.data
-    where = {"rank": world.data_rank, "world_size": world.data_size}
-    return TokenStream(corpus, batch_size=data.batch_size, seq_len=data.seq_len, seed=data.seed, **where)
+def _evaluated(losses: Mapping[str, float], scores: Mapping[str, float]) -> dict[str, Any]:
+    row = {"val_loss": {name: number(loss) for name, loss in losses.items()}}
+    return row | ({"val_score": {name: number(score) for name, score in scores.items()}} if scores else {})
 
 
-def _restore(
-    state: dict[str, Any], stream: TokenStream, *, controller: BalanceController | None, world: World
-) -> Counters:
+def _restore(state: dict[str, Any], stream: Stream, *, controller: BalanceController | None, world: World) -> Counters:
     stream.load_state_dict(state["stream"])
     set_random_state(state["random"])
     if not world.is_first:  # the numbers are those of the first rank; noise must differ
@@ -212,14 +201,12 @@ def _restore(
     return Counters(**state["counters"])
 
 
-def _state(
-    stream: TokenStream, counters: Counters, *, corpus: Corpus, controller: BalanceController | None
-) -> dict[str, Any]:
+def _state(stream: Stream, counters: Counters, *, task: Task, controller: BalanceController | None) -> dict[str, Any]:
     return {
         "counters": asdict(counters),
         "stream": stream.state_dict(),
         "random": random_state(),
-        "corpus": corpus.folder.name,
+        "data": task.name,
         "balance": None if controller is None else controller.state_dict(),
     }
 

@@ -22,28 +22,30 @@ class StepResult:
     """What a step leaves for the log; tensors stay on the device, so that making it waits for nothing.
 
     Attributes:
-        nats: scalar, cross-entropy summed over the step's tokens.
-        num_bytes: scalar, bytes of text those tokens stand for.
-        tokens: tokens of the step.
+        total: scalar, the task's loss summed over what `weight` counts.
+        weight: scalar.
+        items: tokens, images, rows ... of the step.
         lr: learning rate of the step, without the roles' factors.
         grad_norm: scalar, norm of all gradients before clipping.
         aux: raw value of each balance loss, mean over layers and micro-batches.
+        parts: further figures of the task, mean over micro-batches.
         log: what every layer routed.
     """
 
-    nats: Tensor
-    num_bytes: Tensor
-    tokens: int
+    total: Tensor
+    weight: Tensor
+    items: int
     lr: float
     grad_norm: Tensor
     aux: dict[str, Tensor]
+    parts: dict[str, Tensor]
     log: RoutingLog
 
 
 def measure(
     result: StepResult, *, mean: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values
 ) -> dict[str, Any]:
-    """What a step's row of metrics holds besides counts and times; losses are in nats per byte.
+    """What a step's row of metrics holds besides counts and times; its loss is in the task's unit.
 
     Reading the numbers waits for the device. One such wait per step is what a live display and a log of every step
     cost; in return the time between two calls is that of the whole step.
@@ -55,19 +57,21 @@ def measure(
     layers = {name: _layer(records) for name, records in result.log.items()}
     values = mean(
         {
-            "nats": float(result.nats),
-            "bytes": float(result.num_bytes),
+            "total": float(result.total),
+            "weight": float(result.weight),
             "aux": {name: float(value) for name, value in result.aux.items()},
+            "parts": {name: float(value) for name, value in result.parts.items()},
             "load": {name: layer[0] for name, layer in layers.items()},
             "dropped": {name: layer[1] for name, layer in layers.items()},
             "entropy": {name: layer[2] for name, layer in layers.items()},
         }
     )
     return {
-        "loss": number(values["nats"] / values["bytes"]) if values["bytes"] else None,
+        "loss": number(values["total"] / values["weight"]) if values["weight"] else None,
         "lr": result.lr,
         "grad_norm": number(float(result.grad_norm)),
         "aux": {name: number(value) for name, value in values["aux"].items()},
+        **({"parts": {name: number(value) for name, value in values["parts"].items()}} if values["parts"] else {}),
         "load": {name: [round(share, 6) for share in shares] for name, shares in values["load"].items()},
         "dropped": {name: number(value) for name, value in values["dropped"].items()},
         "entropy": {name: number(value) for name, value in values["entropy"].items()},

@@ -14,13 +14,11 @@ from mixtura.models.gpt import GPT, GPTConfig
 from mixtura.surgery.layers import grouped, mixtures
 from mixtura.surgery.moefy import moefy
 from mixtura.surgery.prune import Measure, prune
-from mixtura.train.config import TrainConfig
-from mixtura.train.data.stream import TokenStream
-from mixtura.train.data.tokens import Corpus, prepare
 from mixtura.train.progress import say
 from mixtura.train.run import Run, create_run, open_run
-from mixtura.train.setup import build_model
 from mixtura.train.step import evaluate
+from mixtura.train.tasks.language import LanguageConfig, LanguageTask
+from mixtura.train.tasks.task import device_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +46,17 @@ class Next:
         if self.steps < 0 or self.lr < 0:
             raise UserError(f"expected steps and lr of at least 0, got steps={self.steps} and lr={self.lr}")
 
-    def config(self, config: TrainConfig, *, out: Path, model: GPTConfig) -> TrainConfig:
+    def config(self, config: LanguageConfig, *, out: Path, model: GPTConfig) -> LanguageConfig:
         """The new run's configuration."""
         optim = replace(config.optim, lr=self.lr or config.optim.lr)
         return replace(config, model=model, optim=optim, steps=self.steps or config.steps, out=str(out), name=self.name)
 
 
-def load(run: Run, *, checkpoint: str) -> tuple[GPT, TrainConfig]:
-    """A run's model and configuration; see `mixtura.train.inspect.load_model`."""
-    from mixtura.train.inspect import load_model  # late: chains of imports stay short
+def load(run: Run, *, checkpoint: str) -> tuple[GPT, LanguageConfig]:
+    """A language run's model and configuration; see `mixtura.train.inspect.load_model`."""
+    from mixtura.train.inspect import load_language_model  # late: chains of imports stay short
 
-    return load_model(run, checkpoint=checkpoint)
+    return load_language_model(run, checkpoint=checkpoint)
 
 
 def train_on(run: Run) -> GPT:
@@ -69,7 +67,7 @@ def train_on(run: Run) -> GPT:
     return load(run, checkpoint="best")[0]
 
 
-def derive(state: Mapping[str, Tensor], corpus: Corpus, *, config: TrainConfig) -> tuple[Run, GPT]:
+def derive(state: Mapping[str, Tensor], task: LanguageTask) -> tuple[Run, GPT]:
     """A new run whose model has these weights, at step 0, with a fresh optimizer; and the model.
 
     Raises:
@@ -77,18 +75,17 @@ def derive(state: Mapping[str, Tensor], corpus: Corpus, *, config: TrainConfig) 
     """
     from mixtura.train.loop import begin  # late: chains of imports stay short
 
-    model = build_model(config)
+    model = task.config.build_model()
     model.load_state_dict(state)
     device = next(iter(state.values())).device
-    run = create_run(config, parameters=count_parameters(model), tokenizer=corpus.tokenizer, device=device)
-    begin(run, model.to(device), corpus, config=config)
+    run = create_run(task.config, parameters=count_parameters(model), save=task.save, device=device)
+    begin(run, model.to(device), task)
     return run, model
 
 
-def held_out(model: nn.Module, corpus: Corpus, *, config: TrainConfig, device: torch.device) -> dict[str, float]:
+def held_out(model: nn.Module, task: LanguageTask) -> dict[str, float]:
     """Nats per byte by domain, and their mean; see `evaluate`."""
-    bytes_V = torch.tensor(corpus.tokenizer.byte_lengths, dtype=torch.float32, device=device)
-    return evaluate(model, corpus, config=config, bytes_V=bytes_V)
+    return evaluate(model, task).with_mean()
 
 
 def upcycle_run(
@@ -110,8 +107,8 @@ def upcycle_run(
     model, config = load(run, checkpoint=following.checkpoint)
     if config.model.num_experts:
         raise UserError(f"expected a dense run, got {str(path)!r} with {config.model.num_experts} experts")
-    corpus = prepare(config.data, on_progress=say)
-    before = held_out(model, corpus, config=config, device=device_of(model))
+    task = config.prepare(on_progress=say)
+    before = held_out(model, task)
     moefy(
         model,
         "*.feed_forward",
@@ -120,7 +117,7 @@ def upcycle_run(
         init=init,
         router=router,
         every=every,
-        data=text_batches(corpus, config, count=8, device=device_of(model)),
+        data=text_batches(task, count=8, device=device_of(model)),
     )
     hidden = next(grouped(layer).hidden for layer in mixtures(model).values())
     sizes = replace(
@@ -131,7 +128,7 @@ def upcycle_run(
             f"expected every=1 with init={init!r}, whose experts are narrower than dense blocks, got {every}"
         )
     config = following.config(config, out=run.folder.parent, model=sizes)
-    return _finish(model, corpus, before, config=config, following=following)
+    return _finish(model, before, LanguageTask(config, task.corpus), following=following)
 
 
 def prune_run(
@@ -158,36 +155,31 @@ def prune_run(
     """
     run = open_run(path)
     model, config = load(run, checkpoint=following.checkpoint)
-    corpus = prepare(config.data, on_progress=say)
-    before = held_out(model, corpus, config=config, device=device_of(model))
-    data = text_batches(corpus, config, count=batches, device=device_of(model))
+    task = config.prepare(on_progress=say)
+    before = held_out(model, task)
+    data = text_batches(task, count=batches, device=device_of(model))
     kept = prune(model, keep, by=by, data=data, k=k or None)
     for name, numbers in kept.items():
         say(f"{name}: kept experts {', '.join(map(str, numbers))}")
     number = len(next(iter(kept.values())))
     sizes = replace(config.model, num_experts=number, k=k or config.model.k)
     config = following.config(config, out=run.folder.parent, model=sizes)
-    return _finish(model, corpus, before, config=config, following=following)
+    return _finish(model, before, LanguageTask(config, task.corpus), following=following)
 
 
-def _finish(model: GPT, corpus: Corpus, before: Mapping[str, float], *, config: TrainConfig, following: Next) -> Path:
+def _finish(model: GPT, before: Mapping[str, float], task: LanguageTask, *, following: Next) -> Path:
     """Write the new run, train it if wished, and say what it has become."""
-    new, _ = derive(model.state_dict(), corpus, config=config)
-    rows = {"before": before, "after": held_out(model, corpus, config=config, device=device_of(model))}
+    new, _ = derive(model.state_dict(), task)
+    rows = {"before": before, "after": held_out(model, task)}
     if following.steps:
-        rows["trained"] = held_out(train_on(new), corpus, config=config, device=device_of(model))
+        rows["trained"] = held_out(train_on(new), task)
     say(table(rows))
     return new.folder
 
 
-def device_of(model: GPT) -> torch.device:
-    """Where a model's weights are."""
-    return model.embedding.weight.device
-
-
-def text_batches(corpus: Corpus, config: TrainConfig, *, count: int, device: torch.device) -> list[Tensor]:
+def text_batches(task: LanguageTask, *, count: int, device: torch.device) -> list[Tensor]:
     """Windows of training text that a run starts with: `count` tensors of ids (B, L)."""
-    stream = TokenStream(corpus, batch_size=config.data.batch_size, seq_len=config.data.seq_len, seed=config.data.seed)
+    stream = task.stream()
     return [next(stream).inputs_BL.to(device) for _ in range(count)]
 
 

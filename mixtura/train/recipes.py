@@ -8,11 +8,12 @@ from mixtura.errors import UserError
 from mixtura.models.gpt import GPTConfig
 from mixtura.train.config import TrainConfig
 from mixtura.train.data.config import DataConfig
+from mixtura.train.tasks.language import LanguageConfig
 
 Recipe = Callable[[], TrainConfig]
 
 
-def lm_tiny() -> TrainConfig:
+def lm_tiny() -> LanguageConfig:
     """A small language model on the text every Python installation carries: 32 experts, one chosen.
 
     Cost: about 3 minutes on 2 CPU cores, 1 GB of memory. Result: 1.32 nats per byte (1.90 bits), plain mean over
@@ -22,7 +23,7 @@ def lm_tiny() -> TrainConfig:
         >>> lm_tiny().model.num_experts
         32
     """
-    return TrainConfig(
+    return LanguageConfig(
         recipe="lm-tiny",
         model=GPTConfig(
             dim=64,
@@ -43,7 +44,7 @@ def lm_tiny() -> TrainConfig:
     )
 
 
-def lm_tiny_dense() -> TrainConfig:
+def lm_tiny_dense() -> LanguageConfig:
     """The dense twin of lm-tiny: equal active parameters, no experts.
 
     Result: 1.49 nats per byte after 3,018 steps, which take as long as lm-tiny; docs/log.md, 2026-11-22.

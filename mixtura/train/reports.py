@@ -22,7 +22,8 @@ class Reports:
 
     Example:
         >>> from pathlib import Path
-        >>> with Reports(Run(Path("runs/a")), config=TrainConfig(), after_step=0, enabled=False) as reports:
+        >>> from mixtura.train.tasks.language import LanguageConfig
+        >>> with Reports(Run(Path("runs/a")), config=LanguageConfig(), after_step=0, enabled=False) as reports:
         ...     reports.write({"step": 1})
     """
 
@@ -37,7 +38,7 @@ class Reports:
                 self._metrics = opening.enter_context(MetricsFile(run.metrics, after_step=start, advice=run.advice))
                 board = Board(run.folder, enabled=config.tensorboard, after_step=start, advice=run.advice)
                 self._board = opening.enter_context(board)
-                self._progress = opening.enter_context(Progress(total=config.steps, done=start))
+                self._progress = opening.enter_context(Progress(total=config.steps, done=start, units=config.units))
                 self._stack = opening.pop_all()
         return self
 

@@ -1,5 +1,6 @@
 """A run's folder: configuration, metrics, checkpoints; nothing in it is ever overwritten half."""
 
+import dataclasses
 import json
 import os
 import platform
@@ -7,7 +8,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ import torch
 from mixtura.errors import UserError
 from mixtura.models.count import ParameterCount
 from mixtura.train.config import TrainConfig, from_dict, to_dict
-from mixtura.train.data.tokenizer import TextTokenizer
 from mixtura.train.files import write_file, writing
+from mixtura.train.tasks import find_config
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Run:
         """
         path = self.folder / "config.json"
         try:
-            return from_dict(TrainConfig, json.loads(path.read_text(encoding="utf-8"))["config"])
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            return from_dict(find_config(facts["task"]), facts["config"])
         except FileNotFoundError as error:
             raise UserError(
                 f"expected a run's folder with a config.json, got {str(self.folder)!r}, which has none; see `ls runs`"
@@ -76,9 +78,15 @@ class Run:
 
 
 def create_run(
-    config: TrainConfig, *, parameters: ParameterCount, tokenizer: TextTokenizer, device: torch.device
+    config: TrainConfig, *, parameters: ParameterCount, save: Callable[[Path], None], device: torch.device
 ) -> Run:
-    """Make a new run's folder with configuration and tokenizer, and point `latest` at it; or leave nothing behind.
+    """Make a new run's folder with its configuration, and point `latest` at it; or leave nothing behind.
+
+    Args:
+        config: of the run.
+        parameters: of its model.
+        save: writes what the model needs besides its weights into a folder; see `Task.save`.
+        device: where it is trained.
 
     Raises:
         UserError: the folder exists, or cannot be written.
@@ -90,7 +98,7 @@ def create_run(
         except FileExistsError as error:
             raise UserError(_exists(folder)) from error
         try:
-            tokenizer.save(Run(folder).tokenizer)
+            save(folder)
             write_file(folder / "config.json", json.dumps(_facts(config, parameters, device), indent=2) + "\n")
             point_link(folder.parent / "latest", folder.name)
         except BaseException:
@@ -106,10 +114,11 @@ def new_run_folder(config: TrainConfig) -> Path:
         UserError: it exists.
 
     Example:
-        >>> new_run_folder(TrainConfig(out="runs", name="of-nobody")).as_posix()
+        >>> from mixtura.train.tasks.language import LanguageConfig
+        >>> new_run_folder(LanguageConfig(out="runs", name="of-nobody")).as_posix()
         'runs/of-nobody'
     """
-    folder = Path(config.out) / (config.name or f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = Path(config.out) / (config.name or f"{config.recipe or config.task}-{time.strftime('%Y%m%d-%H%M%S')}")
     if folder.exists():
         raise UserError(_exists(folder))
     return folder
@@ -147,6 +156,8 @@ def _facts(config: TrainConfig, parameters: ParameterCount, device: torch.device
 
     return {
         "recipe": config.recipe,
+        "task": config.task,
+        "units": dataclasses.asdict(config.units),
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         "config": to_dict(config),
         "versions": {"mixtura": __version__, "torch": torch.__version__, "python": platform.python_version()},

@@ -1,6 +1,5 @@
 """What is checked and made before a run starts, so that nothing wrong shows up only after hours."""
 
-from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
@@ -8,9 +7,7 @@ from torch import nn
 
 from mixtura.control import BalanceController
 from mixtura.errors import UserError
-from mixtura.models.gpt import GPT, GPTConfig
 from mixtura.train.config import TrainConfig
-from mixtura.train.data.tokens import Corpus
 
 # Package -> the extras that bring it, and nothing else that a command needs is missing then.
 EXTRAS = {
@@ -42,59 +39,45 @@ def require_for_training(config: TrainConfig) -> None:
     """Refuse to train without everything the run and its report will need; see `require`.
 
     Example:
-        >>> require_for_training(TrainConfig())
+        >>> from mixtura.train.tasks.language import LanguageConfig
+        >>> require_for_training(LanguageConfig())
     """
     require("safetensors", "rich", "jinja2", "plotly", *(["tensorboard"] if config.tensorboard else []))
 
 
 def check_start(config: TrainConfig) -> None:
-    """Refuse what cannot be trained before any text is read and any folder is made.
+    """Refuse what cannot be trained before any data are read and any folder is made.
 
     Raises:
         UserError: a missing package, a model that cannot be built, or sizes that belong to the data.
 
     Example:
-        >>> check_start(TrainConfig(model=GPTConfig(num_experts=4, k=9, router="topk")))
+        >>> from mixtura.models.gpt import GPTConfig
+        >>> from mixtura.train.tasks.language import LanguageConfig
+        >>> check_start(LanguageConfig(model=GPTConfig(num_experts=4, k=9, router="topk")))
         Traceback (most recent call last):
         ...
         mixtura.errors.UserError: model: expected 1 <= k <= num_experts, got k=9 with num_experts=4; choose a smaller k
     """
     require_for_training(config)
-    model, data, default = config.model, config.data, GPTConfig()
-    if model.vocab_size not in (data.vocab_size, default.vocab_size):
-        raise UserError(f"expected no --model.vocab-size, got {model.vocab_size}; set --data.vocab-size instead")
-    if model.context not in (data.seq_len, default.context):
-        raise UserError(f"expected no --model.context, got {model.context}; set --data.seq-len instead")
+    config.check()
     with torch.device("meta"):  # no memory, no random numbers
         build_controller(build_model(config), config)
 
 
-def fit_to_corpus(config: TrainConfig, corpus: Corpus) -> TrainConfig:
-    """The configuration with the model's vocabulary and context taken from the data.
-
-    Raises:
-        UserError: a domain has the name under which the mean over all domains is logged.
-    """
-    if "mean" in corpus.domains:
-        raise UserError(
-            "expected domains of any name but 'mean', which is the mean over all; rename that file or folder"
-        )
-    sizes = replace(config.model, vocab_size=corpus.tokenizer.vocab_size, context=config.data.seq_len)
-    return replace(config, model=sizes)
-
-
-def build_model(config: TrainConfig) -> GPT:
-    """The run's model with fresh weights: the one place where the model's configuration becomes objects.
+def build_model(config: TrainConfig) -> nn.Module:
+    """The run's model with fresh weights.
 
     Raises:
         UserError: a part refuses its arguments.
 
     Example:
-        >>> build_model(TrainConfig()).config.num_experts
+        >>> from mixtura.train.tasks.language import LanguageConfig
+        >>> build_model(LanguageConfig()).config.num_experts
         16
     """
     try:
-        return GPT(config.model, recompute_interval=config.recompute_interval)
+        return config.build_model()
     except ValueError as error:
         raise UserError(f"model: {error}") from error
     except TypeError as error:  # router_options are keyword arguments that the user names and gives
@@ -108,7 +91,8 @@ def build_controller(model: nn.Module, config: TrainConfig) -> BalanceController
         UserError: values out of their range, or a loss that no layer has.
 
     Example:
-        >>> build_controller(nn.Identity(), TrainConfig()) is None
+        >>> from mixtura.train.tasks.language import LanguageConfig
+        >>> build_controller(nn.Identity(), LanguageConfig()) is None
         True
     """
     if not config.balance.target:

@@ -1,33 +1,16 @@
 """One optimizer step, whole on one screen, and evaluation on held-out text."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from mixtura.losses.apply import collect_losses
-from mixtura.models.gpt import GPT
 from mixtura.observe.record import record
 from mixtura.routers import update_biases
-from mixtura.train.config import TrainConfig
-from mixtura.train.data.stream import Batch, validation_batches
-from mixtura.train.data.tokens import Corpus
 from mixtura.train.metrics import StepResult
 from mixtura.train.optim import lr_share, set_lr
-
-
-def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
-    """The context of a forward pass: autocast to bf16, or nothing for fp32.
-
-    Example:
-        >>> with autocast(TrainConfig(precision="bf16"), torch.device("cpu")):
-        ...     torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype
-        torch.bfloat16
-    """
-    if config.precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+from mixtura.train.tasks.task import Evaluation, Stream, Task, autocast, device_of
 
 
 def clip_here(model: nn.Module, max_norm: float) -> Tensor:
@@ -41,13 +24,12 @@ def clip_here(model: nn.Module, max_norm: float) -> Tensor:
 
 
 def train_step(
-    model: GPT,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Iterator[Batch],
+    batches: Stream,
     *,
-    config: TrainConfig,
+    task: Task,
     step: int,
-    bytes_V: Tensor,
     clip: Callable[[nn.Module, float], Tensor] = clip_here,
 ) -> StepResult:
     """Forward, backward, clip, update: one optimizer step over `config.accumulate` micro-batches.
@@ -56,68 +38,57 @@ def train_step(
         model: in training mode.
         optimizer: of `build_optimizer`.
         batches: micro-batches without end.
-        config: the run.
+        task: what the model is trained for; its configuration is that of the run.
         step: number of the step, from 0.
-        bytes_V: float (V,), bytes of text that each token stands for.
         clip: scales a model's gradients down to a norm and gives the norm before.
     """
-    device = bytes_V.device
+    config, device = task.config, device_of(model)
     share = lr_share(step, steps=config.steps, warmup=config.optim.warmup, min_lr=config.optim.min_lr)
     set_lr(optimizer, share)
-    nats, num_bytes, tokens = torch.zeros((), device=device), torch.zeros((), device=device), 0
+    total, weight, items = torch.zeros((), device=device), torch.zeros((), device=device), 0
     aux: dict[str, Tensor] = {}
+    parts: dict[str, Tensor] = {}
     with record(model) as log:
         for _ in range(config.accumulate):
-            batch = next(batches)
-            inputs_BL, targets_BL = batch.inputs_BL.to(device), batch.targets_BL.to(device)
             with autocast(config, device), collect_losses(model) as losses:
-                loss = model(inputs_BL, targets_BL=targets_BL)
-            total = loss + losses.total().to(device)
-            (total / config.accumulate).backward()
-            tokens += targets_BL.numel()
-            nats += loss.detach() * targets_BL.numel()
-            num_bytes += bytes_V[targets_BL].sum()
-            for name, value in losses.means().items():
-                aux[name] = aux.get(name, 0) + value / config.accumulate
+                outcome = task.loss(model, next(batches))
+            loss = outcome.loss + losses.total().to(device)
+            (loss / config.accumulate).backward()
+            items += outcome.items
+            total += outcome.total
+            weight += outcome.weight
+            _add(aux, losses.means(), 1 / config.accumulate)
+            _add(parts, outcome.parts, 1 / config.accumulate)
     max_norm = config.optim.grad_clip or float("inf")
     grad_norm = clip(model, max_norm)
     optimizer.step()
     optimizer.zero_grad()
     update_biases(model)
     return StepResult(
-        nats=nats,
-        num_bytes=num_bytes,
-        tokens=tokens,
+        total=total,
+        weight=weight,
+        items=items,
         lr=config.optim.lr * share,
         grad_norm=grad_norm,
         aux=aux,
+        parts=parts,
         log=log,
     )
 
 
+def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], share: float) -> None:
+    for name, value in values.items():
+        sums[name] = sums.get(name, 0) + value.detach() * share
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, corpus: Corpus, *, config: TrainConfig, bytes_V: Tensor) -> dict[str, float]:
-    """Nats per byte on every domain's held-out text, and their plain mean under "mean".
+def evaluate(model: nn.Module, task: Task) -> Evaluation:
+    """A model's losses and scores on held-out data.
 
     The model is in evaluation mode meanwhile; random numbers are neither drawn nor disturbed.
     """
-    device, was_training = bytes_V.device, model.training
+    was_training = model.training
     model.eval()
-    result = {}
-    for domain in corpus.domains:
-        nats, num_bytes = torch.zeros((), device=device), torch.zeros((), device=device)
-        for batch in validation_batches(
-            corpus,
-            domain,
-            batch_size=config.data.batch_size,
-            seq_len=config.data.seq_len,
-            max_tokens=config.data.val_tokens,
-        ):
-            targets_BL = batch.targets_BL.to(device)
-            with autocast(config, device):
-                nats += model(batch.inputs_BL.to(device), targets_BL=targets_BL) * targets_BL.numel()
-            num_bytes += bytes_V[targets_BL].sum()
-        result[domain] = (nats / num_bytes).item()
+    evaluation = task.evaluate(model)
     model.train(was_training)
-    result["mean"] = sum(result.values()) / len(result)
-    return result
+    return evaluation

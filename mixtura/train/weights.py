@@ -8,13 +8,13 @@ from uuid import uuid4
 import torch
 from torch import Tensor, nn
 
-from mixtura.models.gpt import GPT
 from mixtura.train.checkpoint import PARTS, find_checkpoint, load_state, load_weights, save_checkpoint
 from mixtura.train.config import TrainConfig
 from mixtura.train.optim import build_optimizer
 from mixtura.train.run import Run
 from mixtura.train.setup import build_model
 from mixtura.train.step import clip_here
+from mixtura.train.tasks.task import device_of
 from mixtura.train.world import World
 
 
@@ -31,7 +31,7 @@ class Weights:
         checkpoint: to start from; None: the model as it is.
     """
 
-    def __init__(self, model: GPT, *, config: TrainConfig, world: World, checkpoint: Path | None) -> None:
+    def __init__(self, model: nn.Module, *, config: TrainConfig, world: World, checkpoint: Path | None) -> None:
         self._model, self._config, self._world = model, config, world
         parts = None if checkpoint is None else checkpoint / PARTS
         if checkpoint is not None:
@@ -91,15 +91,15 @@ class Weights:
             save_checkpoint(run, model, whole, step=step, best_step=best_step, parts=parts)
         self._world.first(lambda: None)  # the others go on when it is there
 
-    def whole(self, run: Run) -> GPT:
+    def whole(self, run: Run) -> nn.Module:
         """The model on one process, as it was saved last."""
         if self._world.mesh is None:
             return self._model
-        model = self._empty().to(self._model.embedding.weight.device)
+        model = self._empty().to(device_of(self._model))
         load_weights(model, find_checkpoint(run))
         return model
 
-    def _empty(self) -> GPT:
+    def _empty(self) -> nn.Module:
         """The model on one process with any weights; nothing is drawn from the run's random numbers."""
         with torch.random.fork_rng(devices=[]):
             return build_model(self._config)

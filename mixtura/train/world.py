@@ -106,7 +106,8 @@ def processes(config: TrainConfig) -> Iterator[World]:
         UserError: another number of processes than `config.mesh` is for; a rank failed or went away.
 
     Example:
-        >>> with processes(TrainConfig()) as world:
+        >>> from mixtura.train.tasks.language import LanguageConfig
+        >>> with processes(LanguageConfig()) as world:
         ...     world.data_size
         1
     """

@@ -60,6 +60,8 @@ def config(*, layers=2, experts=16):
             "optim": {"name": "adamw", "lr": 0.003, "betas": [0.9, 0.95], "weight_decay": 0.1, "schedule": None},
             "seed": 1,
         },
+        "task": "language",
+        "units": {"loss": "nats/byte", "items": "tokens", "group": "domain"},
         "versions": {"mixtura": "0.1.0", "torch": "2.13.0", "python": "3.11.7"},
         "machine": {"cpu": "Example CPU", "cores": 8, "device": "cpu"},
         "parameters": {"total": 11_534_336, "active": 3_407_872},
@@ -76,12 +78,12 @@ def metrics(*, steps, layers=2, experts=16, domains=tuple(TEXTS), seed=0):
         loss = 1.15 + 4.3 / (1 + 60 * done) ** 0.75
         row = {
             "step": step,
-            "tokens": step * 4096,
+            "items": step * 4096,
             "seconds": round(step * 0.171, 3),
             "loss": loss * math.exp(draw.gauss(0, 0.035)),
             "lr": 0.003 * min(1.0, 20 * done) * (1 - 0.9 * done),
             "grad_norm": abs(draw.gauss(0.8, 0.1)),
-            "tokens_per_s": draw.gauss(24_000, 900),
+            "items_per_s": draw.gauss(24_000, 900),
             "aux": {"load_balance": 1 + 0.4 * math.exp(-8 * done)},
             "load": {},
             "dropped": {},

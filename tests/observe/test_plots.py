@@ -11,12 +11,14 @@ from mixtura.observe import plots
 def curve(name, value):
     steps = list(range(len(value)))
     return plots.Curve(
-        name=name, step=steps, seconds=[s / 10 for s in steps], tokens=[s * 64 for s in steps], value=value
+        name=name, step=steps, seconds=[s / 10 for s in steps], items=[s * 64 for s in steps], value=value
     )
 
 
 def test_loss_figure_switches_all_curves_between_three_clocks():
-    figure = plots.loss_figure(curve("raw", [3.0, None, 1.0]), curve("median", [2.0] * 3), [curve("python", [1.0])])
+    figure = plots.loss_figure(
+        curve("raw", [3.0, None, 1.0]), curve("median", [2.0] * 3), [curve("python", [1.0])], items="tokens"
+    )
     assert figure.data[0].y == (3.0, None, 1.0)
     buttons = {button.label: button.args[0]["x"] for button in figure.layout.updatemenus[0].buttons}
     assert list(buttons) == ["step", "seconds", "tokens"]

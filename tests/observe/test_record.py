@@ -9,8 +9,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mixtura as mx
+from mixtura.config import MoEConfig
 from mixtura.dispatch import dispatch
-from mixtura.observe.record import LayerRecord
+from mixtura.observe.record import LayerRecord, counts_by_group
 from mixtura.routing import SlotRouting
 from tests.routings import make_routing
 
@@ -131,3 +132,12 @@ class TestRecord:
         with mx.record(layer) as log, torch.no_grad():
             layer(torch.randn(5, 4))
         assert len(log[""]) == 1
+
+
+def test_groups_are_counted_apart():
+    layer = MoEConfig(dim=4, hidden=4, num_experts=3, k=2, router="topk").build().eval()
+    x_TD = torch.randn(7, 4)
+    seen = counts_by_group(layer, {"a": (layer(x) for x in (x_TD, x_TD[:2])), "b": (layer(x) for x in (x_TD[:5],))})
+    assert seen["domains"] == ["a", "b"]
+    ((counts,),) = [list(part.values()) for part in seen["layers"].values()]
+    assert [sum(row) for row in counts] == [18, 10]

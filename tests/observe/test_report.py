@@ -75,9 +75,9 @@ def test_headline_numbers(page):
     loss = rows[-1]["val_loss"]["mean"]
     late = [16 * max(row["load"]["blocks.3.ff"]) for row in rows[-4:]]
     for value in (
-        f"Validation loss {loss:.3f} nats per byte",
-        f"Bits per byte {loss / math.log(2):.3f}",
-        "Parameters 11.5 M 3.41 M active per token (30%)",
+        f"Validation loss {loss:.3f} nats/byte",
+        f"In bits {loss / math.log(2):.3f} bits/byte",
+        "Parameters 11.5 M 3.41 M active at a time (30%)",
         "Training tokens 164 k in 40 steps",
         "Training time 6.8 s",
         f"Final imbalance {sum(late) / 4:.2f} busiest expert over the mean, blocks.3.ff",

@@ -22,7 +22,7 @@ from mixtura.train.run import Run
 from tests.train import kills
 from tests.train.tiny import checkpoints, command, rows
 
-STATE = {"counters": {}, "optimizer": {}, "stream": {}, "random": {}, "corpus": "x"}
+STATE = {"counters": {}, "optimizer": {}, "stream": {}, "random": {}, "data": "x"}
 
 
 @pytest.fixture

@@ -3,22 +3,23 @@ import json
 import pytest
 
 from mixtura.errors import UserError
-from mixtura.train.config import TrainConfig, from_dict, to_dict
+from mixtura.train.config import from_dict, to_dict
 from mixtura.train.optim import OptimConfig
 from mixtura.train.recipes import RECIPES, get_recipe
+from mixtura.train.tasks.language import LanguageConfig
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_comes_back_from_json(name):
     config = get_recipe(name)
-    assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
+    assert from_dict(LanguageConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
 def test_all_kinds_of_values_come_back():
     options = {"groups": 2, "center": True, "order": "x", "scale": 2.5}
     model = {"capacity_factor": 1.25, "router_options": options}
     values = {"model": model, "optim": {"lr": 1}, "prompts": ["a", "b"], "tensorboard": True}
-    config = from_dict(TrainConfig, values)
+    config = from_dict(LanguageConfig, values)
     assert config.model.capacity_factor == 1.25
     assert config.model.router_options == options
     assert config.prompts == ("a", "b")
@@ -28,7 +29,7 @@ def test_all_kinds_of_values_come_back():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"pace": 1}, "expected fields of TrainConfig, got pace; was it written by a newer mixtura"),
+        ({"pace": 1}, "expected fields of LanguageConfig, got pace; was it written by a newer mixtura"),
         ({"steps": 2.5}, "steps: expected int, got 2.5"),
         ({"steps": False}, "steps: expected int, got False"),
         ({"out": None}, "out: expected str, got None"),
@@ -44,7 +45,7 @@ def test_all_kinds_of_values_come_back():
 )
 def test_values_of_another_kind_are_refused(values, message):
     with pytest.raises(UserError, match=message):
-        from_dict(TrainConfig, values)
+        from_dict(LanguageConfig, values)
 
 
 @pytest.mark.parametrize(
@@ -61,4 +62,4 @@ def test_values_of_another_kind_are_refused(values, message):
 )
 def test_values_out_of_range_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        TrainConfig(**changes)
+        LanguageConfig(**changes)

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from mixtura.errors import UserError
-from mixtura.train.config import TrainConfig
 from mixtura.train.device import choose_device, random_state, set_random_state
+from mixtura.train.tasks.language import LanguageConfig
 
 
 def test_random_numbers_go_on_where_they_were():
@@ -20,13 +20,13 @@ def test_a_state_from_a_machine_with_more_devices_is_taken():
 
 
 def test_auto_is_a_device_of_this_machine():
-    assert torch.ones(1, device=choose_device(TrainConfig())).item() == 1
+    assert torch.ones(1, device=choose_device(LanguageConfig())).item() == 1
 
 
 def test_threads_are_set():
     before = torch.get_num_threads()
     try:
-        choose_device(TrainConfig(threads=1, device="cpu"))
+        choose_device(LanguageConfig(threads=1, device="cpu"))
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
@@ -35,4 +35,4 @@ def test_threads_are_set():
 @pytest.mark.parametrize("name", ["abacus", "", "cpu:x", "cuda:99", "meta"])
 def test_other_devices_are_refused(name):
     with pytest.raises(UserError, match=r"expected a device of this machine, got .*; try --device cpu"):
-        choose_device(TrainConfig(device=name))
+        choose_device(LanguageConfig(device=name))

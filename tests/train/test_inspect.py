@@ -55,7 +55,9 @@ def test_arguments_out_of_range_are_refused_before_anything_is_written(finished_
 def test_a_checkpoint_has_the_losses_that_were_logged(finished_run):
     table = rows(finished_run)
     for checkpoint, row in (("last", table[-1]), ("10", table[9]), ("best", table[-1])):
-        assert evaluate_run(finished_run, checkpoint=checkpoint) == row["val_loss"]
+        evaluation, units = evaluate_run(finished_run, checkpoint=checkpoint)
+        assert evaluation.with_mean() == row["val_loss"]
+        assert units.loss == "nats/byte"
 
 
 def test_the_model_comes_ready_to_use(finished_run):

@@ -11,10 +11,11 @@ import torch
 
 from mixtura.cli import main
 from mixtura.errors import UserError
-from mixtura.train.config import TrainConfig
 from mixtura.train.data import DataConfig
 from mixtura.train.loop import Counters, train
 from mixtura.train.metrics import MetricsFile
+from mixtura.train.tasks.language import LanguageConfig
+from mixtura.train.tasks.task import Evaluation
 from tests.train import kills
 from tests.train.tiny import checkpoints, command, rows
 
@@ -133,7 +134,7 @@ def test_a_run_leaves_what_the_report_and_resume_need(finished_run):
 
     table = rows(finished_run)
     assert [row["step"] for row in table] == list(range(1, 13))
-    assert [row["tokens"] for row in table] == [64 * step for step in range(1, 13)]
+    assert [row["items"] for row in table] == [64 * step for step in range(1, 13)]
     assert [row["step"] for row in table if "val_loss" in row] == [5, 10, 12]
     assert set(table[4]["val_loss"]) == {"poem", "mean"}
     assert table[-1]["loss"] < table[0]["loss"] < 6
@@ -144,18 +145,18 @@ def test_a_run_leaves_what_the_report_and_resume_need(finished_run):
         assert set(row["aux"]) == {"load_balance", "z"}
         assert 0 < row["entropy"]["blocks.0.feed_forward"] < 1.4
     times = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
-    assert all(row["seconds"] > 0 and row["tokens_per_s"] > 0 for row in times)
+    assert all(row["seconds"] > 0 and row["items_per_s"] > 0 for row in times)
     assert times[0]["seconds"] < times[-1]["seconds"]
 
 
 def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path, monkeypatch):
     losses = iter([5.0, 3.0, 4.0, 2.0, 6.0, math.nan])
-    monkeypatch.setattr("mixtura.train.loop.evaluate", lambda *_, **__: {"mean": next(losses)})
+    monkeypatch.setattr("mixtura.train.loop.evaluate", lambda *_: Evaluation(losses={"a": next(losses)}))
     assert main(command(tmp_path, steps=24, eval_interval=4, checkpoint_interval=3)) == 0
     run = tmp_path / "runs" / "tiny"
     assert checkpoints(run) == ["best", "step-000016", "step-000021", "step-000024"]
     assert (run / "checkpoints" / "best").readlink().name == "step-000016"
-    assert rows(run)[-1]["val_loss"] == {"mean": None}
+    assert rows(run)[-1]["val_loss"] == {"a": None, "mean": None}
 
 
 def test_evaluation_disturbs_no_random_numbers(tmp_path):
@@ -199,16 +200,16 @@ def test_a_run_whose_text_has_changed_is_not_resumed(tmp_path, capsys):
     assert main(command(tmp_path)) == 0
     (tmp_path / "poem.txt").write_text("another poem\n\n" * 900 + "".join(map(chr, range(65, 500))) * 9)
     assert main(["resume", str(tmp_path / "runs" / "tiny")]) == 2
-    assert "has changed; restore it, or start a new run" in capsys.readouterr().err
+    assert "have changed; restore them, or start a new run" in capsys.readouterr().err
 
 
 def test_train_is_a_function_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="expected a file, a folder or a glob"):
-        train(TrainConfig(data=DataConfig(path="none.txt")))
+        train(LanguageConfig(data=DataConfig(path="none.txt")))
     assert not list(tmp_path.iterdir())
 
 
 def test_counters_add_up():
-    counters = Counters().after_step(tokens=5, seconds=0.5).after_step(tokens=5, seconds=0.25)
-    assert counters.row() == {"step": 2, "tokens": 10, "seconds": 0.75}
+    counters = Counters().after_step(items=5, seconds=0.5).after_step(items=5, seconds=0.25)
+    assert counters.row() == {"step": 2, "items": 10, "seconds": 0.75}

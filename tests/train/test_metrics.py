@@ -22,12 +22,13 @@ def routing(experts, *, logits_TE):
 
 def result(**changes):
     values = {
-        "nats": torch.tensor(6.0),
-        "num_bytes": torch.tensor(4.0),
-        "tokens": 3,
+        "total": torch.tensor(6.0),
+        "weight": torch.tensor(4.0),
+        "items": 3,
         "lr": 0.5,
         "grad_norm": torch.tensor(2.0),
         "aux": {"z": torch.tensor(0.25)},
+        "parts": {},
         "log": RoutingLog(),
     }
     return StepResult(**(values | changes))
@@ -49,8 +50,13 @@ def test_a_row_holds_shares_of_all_micro_batches():
     assert row["entropy"]["a"] == pytest.approx(0.6931 / 2, abs=1e-4)
 
 
+def test_parts_are_told_where_a_task_has_some():
+    assert "parts" not in measure(result())
+    assert measure(result(parts={"income": torch.tensor(0.5)}))["parts"] == {"income": 0.5}
+
+
 def test_what_is_not_a_number_is_null():
-    row = measure(result(nats=torch.tensor(torch.nan), grad_norm=torch.tensor(torch.inf), num_bytes=torch.tensor(0.0)))
+    row = measure(result(total=torch.tensor(torch.nan), grad_norm=torch.tensor(torch.inf), weight=torch.tensor(0.0)))
     assert row["loss"] is None
     assert row["grad_norm"] is None
     assert json.loads(json.dumps(row, allow_nan=False)) == row

@@ -5,9 +5,11 @@ import pytest
 
 from mixtura.cli import main
 from mixtura.train.progress import Progress, step_facts
+from mixtura.train.tasks.task import Units
 from tests.train.tiny import command, rows
 
-ROW = {"step": 3, "tokens_per_s": 12345.6, "loss": 1.5, "load": {}, "dropped": {}}
+UNITS = Units(loss="nats/byte", items="tokens", group="domain")
+ROW = {"step": 3, "items_per_s": 12345.6, "loss": 1.5, "load": {}, "dropped": {}}
 
 
 class Terminal:
@@ -31,15 +33,15 @@ class Terminal:
 
 def test_facts_of_mixtures_show_the_worst_layer():
     row = ROW | {"load": {"a": [0.5, 0.5], "b": [0.75, 0.25]}, "dropped": {"a": 0.125, "b": None}}
-    assert step_facts(row) == "12,346 tokens/s  loss 1.500  imbalance 1.50  dropped 12.5%"
+    assert step_facts(row, UNITS) == "12,346 tokens/s  loss 1.500  imbalance 1.50  dropped 12.5%"
 
 
 def test_a_loss_that_is_not_a_number_is_called_so():
-    assert step_facts(ROW | {"loss": None}) == "12,346 tokens/s  loss not a number"
+    assert step_facts(ROW | {"loss": None}, UNITS) == "12,346 tokens/s  loss not a number"
 
 
 def test_a_pipe_gets_plain_lines_for_evaluations_only(capsys):
-    with Progress(total=9, done=0) as progress:
+    with Progress(total=9, done=0, units=UNITS) as progress:
         progress.update(ROW)
         progress.say("[bold]as it is[/bold]")
         progress.evaluated(ROW | {"val_loss": {"a": 1.25, "b": None, "mean": None}})
@@ -49,13 +51,21 @@ def test_a_pipe_gets_plain_lines_for_evaluations_only(capsys):
     )
 
 
+def test_scores_stand_beside_the_loss_and_one_group_is_its_own_mean(capsys):
+    with Progress(total=9, done=0, units=Units(loss="nats/image", items="images", group="class")) as progress:
+        progress.evaluated(ROW | {"val_loss": {"all": 0.5, "mean": 0.5}, "val_score": {"accuracy": 0.875}})
+    assert capsys.readouterr().out == (
+        "step      3  val 0.500 nats/image  accuracy 0.875  12,346 images/s  loss 1.500\n"
+    )
+
+
 @pytest.mark.parametrize("columns", [60, 80, 200])
 def test_a_terminal_of_any_width_shows_step_and_time_left(monkeypatch, columns):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(sys, "stdout", Terminal())
     row = ROW | {"step": 2500, "load": {"a": [0.5, 0.5]}, "dropped": {"a": 0.0}}
-    with Progress(total=3000, done=2499) as progress:
+    with Progress(total=3000, done=2499, units=UNITS) as progress:
         progress.update(row)
     shown = re.sub(r"\x1b\[[?\d;]*\w", "", sys.stdout.text).splitlines()[-1]
     assert "2500/3000 -:--:-- " in shown

@@ -1,12 +1,12 @@
-from mixtura.train.config import TrainConfig
 from mixtura.train.reports import Reports
 from mixtura.train.run import Run
+from mixtura.train.tasks.language import LanguageConfig
 
-ROW = {"step": 1, "tokens_per_s": 1.0, "loss": 2.0, "load": {}, "dropped": {}}
+ROW = {"step": 1, "items_per_s": 1.0, "loss": 2.0, "load": {}, "dropped": {}}
 
 
 def test_rows_are_written_and_shown(tmp_path, capsys):
-    with Reports(Run(tmp_path), config=TrainConfig(), after_step=0, enabled=True) as reports:
+    with Reports(Run(tmp_path), config=LanguageConfig(), after_step=0, enabled=True) as reports:
         reports.write(ROW | {"val_loss": {"mean": 2.5}})
         reports.sync()
     assert (tmp_path / "metrics.jsonl").read_text().count('"step": 1') == 1
@@ -14,7 +14,7 @@ def test_rows_are_written_and_shown(tmp_path, capsys):
 
 
 def test_other_processes_leave_no_trace(tmp_path, capsys):
-    with Reports(Run(tmp_path), config=TrainConfig(), after_step=0, enabled=False) as reports:
+    with Reports(Run(tmp_path), config=LanguageConfig(), after_step=0, enabled=False) as reports:
         reports.write(ROW)
         reports.sync()
     assert list(tmp_path.iterdir()) == []

@@ -9,9 +9,9 @@ from mixtura.cli import main
 from mixtura.errors import UserError
 from mixtura.models.count import ParameterCount
 from mixtura.train import files
-from mixtura.train.config import TrainConfig
 from mixtura.train.data.tokenizer import TextTokenizer
 from mixtura.train.run import Run, cpu_name, create_run, open_run, point_link
+from mixtura.train.tasks.language import LanguageConfig
 from tests.train.test_checkpoint import full_from
 from tests.train.tiny import command
 
@@ -20,14 +20,14 @@ def make(config):
     return create_run(
         config,
         parameters=ParameterCount(total=7, active=5),
-        tokenizer=TextTokenizer.train([], vocab_size=257),
+        save=lambda folder: TextTokenizer.train([], vocab_size=257).save(folder / "tokenizer.json"),
         device=torch.device("cpu"),
     )
 
 
 @pytest.fixture
 def config(tmp_path):
-    return TrainConfig(out=str(tmp_path / "my runs"), name="one", steps=7, prompts=("ä", ""))
+    return LanguageConfig(out=str(tmp_path / "my runs"), name="one", steps=7, prompts=("ä", ""))
 
 
 def test_a_new_run_tells_all_it_depends_on(config):
@@ -50,7 +50,8 @@ def test_latest_is_the_newest_and_a_run_opened_by_it_stays_itself(config, tmp_pa
 
 
 def test_runs_without_a_name_have_recipe_and_time(config):
-    assert make(replace(config, name="")).folder.name.startswith("lm-tiny-20")
+    assert make(replace(config, name="", recipe="lm-tiny")).folder.name.startswith("lm-tiny-20")
+    assert make(replace(config, name="")).folder.name.startswith("language-20")
 
 
 def test_a_folder_that_exists_is_never_touched(config):

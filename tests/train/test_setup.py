@@ -1,16 +1,13 @@
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
 
 from mixtura.errors import UserError
 from mixtura.models.gpt import GPTConfig
-from mixtura.train.config import BalanceConfig, TrainConfig
-from mixtura.train.data.config import DataConfig
-from mixtura.train.data.tokens import prepare
-from mixtura.train.setup import build_model, check_start, fit_to_corpus, require, require_for_training
-from tests.train.tiny import write_corpus
+from mixtura.train.config import BalanceConfig
+from mixtura.train.setup import build_model, check_start, require, require_for_training
+from mixtura.train.tasks.language import LanguageConfig
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
@@ -19,21 +16,21 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     with pytest.raises(UserError, match=r"package plotly, .*pip install 'mixtura\[train,plots\]'"):
         require("rich", "plotly")
     with pytest.raises(UserError, match="plotly"):
-        require_for_training(TrainConfig())
+        require_for_training(LanguageConfig())
 
 
 def test_tensorboard_is_needed_only_where_it_is_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    require_for_training(TrainConfig())
+    require_for_training(LanguageConfig())
     with pytest.raises(UserError, match=r"mixtura\[tensorboard\]"):
-        require_for_training(TrainConfig(tensorboard=True))
+        require_for_training(LanguageConfig(tensorboard=True))
 
 
 def test_checking_draws_no_random_numbers():
     before = torch.get_rng_state()
-    check_start(TrainConfig())
+    check_start(LanguageConfig())
     assert torch.equal(torch.get_rng_state(), before)
-    assert build_model(TrainConfig()).embedding.weight.device.type == "cpu"
+    assert build_model(LanguageConfig()).embedding.weight.device.type == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -52,7 +49,7 @@ def test_checking_draws_no_random_numbers():
 )
 def test_a_model_that_cannot_be_is_refused(model, message):
     with pytest.raises(UserError, match=message):
-        check_start(TrainConfig(model=model))
+        check_start(LanguageConfig(model=model))
 
 
 @pytest.mark.parametrize(
@@ -65,12 +62,4 @@ def test_a_model_that_cannot_be_is_refused(model, message):
 )
 def test_a_controller_that_cannot_be_is_refused(balance, message):
     with pytest.raises(UserError, match=message):
-        check_start(TrainConfig(balance=balance))
-
-
-def test_a_model_takes_its_sizes_from_the_text(tmp_path):
-    data = DataConfig(path=str(write_corpus(tmp_path)), cache=str(tmp_path / "cache"), seq_len=16, vocab_size=5000)
-    corpus = prepare(replace(data, batch_size=4))
-    fitted = fit_to_corpus(TrainConfig(data=data), corpus)
-    assert fitted.model.context == 16
-    assert 257 < fitted.model.vocab_size == corpus.tokenizer.vocab_size < 5000
+        check_start(LanguageConfig(balance=balance))

@@ -3,13 +3,12 @@ import torch
 
 from mixtura.cli import main, parse
 from mixtura.observe.record import record
-from mixtura.train.config import TrainConfig
-from mixtura.train.data.stream import TokenStream
-from mixtura.train.data.tokens import prepare
 from mixtura.train.optim import build_optimizer
 from mixtura.train.recipes import get_recipe
-from mixtura.train.setup import build_model, fit_to_corpus
-from mixtura.train.step import autocast, evaluate, train_step
+from mixtura.train.setup import build_model
+from mixtura.train.step import evaluate, train_step
+from mixtura.train.tasks.language import LanguageConfig
+from mixtura.train.tasks.task import autocast
 from tests.train.tiny import command, rows
 
 NO_BALANCE = {"model__losses__load_balance": 0.0, "model__losses__z": 0.1}
@@ -20,20 +19,16 @@ class Parts:
 
     def __init__(self, folder, **options):
         arguments = command(folder, **options)[2:]
-        self.config = parse(TrainConfig, arguments, prog="x", default=get_recipe("lm-tiny"))
-        self.corpus = prepare(self.config.data)
-        self.config = fit_to_corpus(self.config, self.corpus)
+        self.config = parse(LanguageConfig, arguments, prog="x", default=get_recipe("lm-tiny"))
+        self.task = self.config.prepare()
+        self.config = self.task.config
         torch.manual_seed(0)
         self.model = build_model(self.config)
         self.optimizer = build_optimizer(self.model, self.config.optim)
-        self.bytes_V = torch.tensor(self.corpus.tokenizer.byte_lengths, dtype=torch.float32)
-        data = self.config.data
-        self.stream = TokenStream(self.corpus, batch_size=data.batch_size, seq_len=data.seq_len, seed=0)
+        self.stream = self.task.stream()
 
     def step(self, number=0):
-        return train_step(
-            self.model, self.optimizer, self.stream, config=self.config, step=number, bytes_V=self.bytes_V
-        )
+        return train_step(self.model, self.optimizer, self.stream, task=self.task, step=number)
 
 
 def trained(folder, **options):
@@ -48,7 +43,7 @@ def test_two_micro_batches_are_one_batch_of_twice_the_size(tmp_path, router):
     one = trained(tmp_path / "one", data__batch_size=8, **options)
     two = trained(tmp_path / "two", data__batch_size=4, accumulate=2, **options)
     for a, b in zip(one, two, strict=True):
-        assert a["tokens"] == b["tokens"]
+        assert a["items"] == b["items"]
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
         assert a["aux"] == pytest.approx(b["aux"], rel=1e-5)
@@ -76,7 +71,7 @@ def test_bf16_keeps_routers_weights_and_losses_in_fp32(tmp_path):
     assert {state["exp_avg"].dtype for state in parts.optimizer.state.values()} == {torch.float32}
     (records,) = result.log.values()
     assert records[0].routing.logits_TE.dtype == torch.float32
-    assert result.nats.dtype == result.aux["z"].dtype == torch.float32
+    assert result.total.dtype == result.aux["z"].dtype == torch.float32
     with record(parts.model), autocast(parts.config, torch.device("cpu")):
         assert parts.model(next(parts.stream).inputs_BL).dtype == torch.bfloat16
 
@@ -109,9 +104,9 @@ def test_clipping_limits_the_update_and_zero_does_not(tmp_path):
 def test_the_loss_is_per_byte_and_balance_losses_are_told_apart(tmp_path):
     parts = Parts(tmp_path, model__losses__z=0.0, model__losses__load_balance=1.0)
     result = parts.step()
-    assert result.tokens == 64
-    assert 50 < result.num_bytes.item() <= 64
-    assert (result.nats / result.num_bytes).item() == pytest.approx(5.55, abs=0.3)
+    assert result.items == 64
+    assert 50 < result.weight.item() <= 64
+    assert (result.total / result.weight).item() == pytest.approx(5.55, abs=0.3)
     assert set(result.aux) == {"load_balance"}
     assert result.lr == pytest.approx(parts.config.optim.lr / 4)
 
@@ -130,15 +125,15 @@ def test_biases_move_once_per_step(tmp_path):
 def test_evaluation_is_the_loss_of_held_out_text(tmp_path):
     parts = Parts(tmp_path)
     before = torch.get_rng_state()
-    losses = evaluate(parts.model, parts.corpus, config=parts.config, bytes_V=parts.bytes_V)
+    losses = evaluate(parts.model, parts.task).with_mean()
     assert torch.equal(torch.get_rng_state(), before)
     assert parts.model.training
 
-    ids = torch.tensor(parts.corpus.val["poem"][:65].tolist())
+    ids = torch.tensor(parts.task.corpus.val["poem"][:65].tolist())
     with torch.no_grad():
         logits = parts.model.eval()(ids[:64].view(4, 16))
     nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[1:], reduction="sum")
-    expected = (nats / parts.bytes_V[ids[1:]].sum()).item()
+    expected = (nats / parts.task.byte_lengths[ids[1:]].sum()).item()
     assert losses == pytest.approx({"poem": expected, "mean": expected}, rel=1e-5)
 
 
@@ -148,5 +143,5 @@ def test_the_mean_counts_every_domain_once(tmp_path):
         lines = [f"{name} verse {i} " * 5 for i in range(verses)]
         (tmp_path / "texts" / name / "poem.txt").write_text("\n\n".join(lines))
     parts = Parts(tmp_path, data__path=tmp_path / "texts")
-    losses = evaluate(parts.model, parts.corpus, config=parts.config, bytes_V=parts.bytes_V)
+    losses = evaluate(parts.model, parts.task).with_mean()
     assert losses["mean"] == pytest.approx((losses["a"] + losses["b"]) / 2)

@@ -43,7 +43,7 @@ def two():
 def close(found, expected):
     assert len(found) == len(expected)
     for row, wanted in zip(found, expected, strict=True):
-        assert row["tokens"] == wanted["tokens"]
+        assert row["items"] == wanted["items"]
         assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
         assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-3)
         if "val_loss" in wanted:

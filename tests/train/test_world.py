@@ -1,7 +1,8 @@
 import pytest
 
 import mixtura as mx
-from mixtura.train.config import MeshConfig, TrainConfig
+from mixtura.train.config import MeshConfig
+from mixtura.train.tasks.language import LanguageConfig
 from mixtura.train.world import World, processes, restarted
 
 
@@ -20,7 +21,7 @@ def test_another_number_of_processes(monkeypatch, started, mesh):
     monkeypatch.setenv("WORLD_SIZE", started)
     with (
         pytest.raises(mx.UserError, match=f"expected 4 processes for this mesh, got {started}; start with: torchrun"),
-        processes(TrainConfig(mesh=mesh)),
+        processes(LanguageConfig(mesh=mesh)),
     ):
         pass
 

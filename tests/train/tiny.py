@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "def", "if", "else", "return"]
-TIMES = {"seconds", "tokens_per_s"}  # all that may differ between two runs of one configuration
+TIMES = {"seconds", "items_per_s"}  # all that may differ between two runs of one configuration
 OPTIONS = {
     "data.vocab-size": 257,
     "data.seq-len": 16,

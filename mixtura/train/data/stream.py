@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mixtura.errors import UserError
+from mixtura.train.data.shuffle import ShuffledStream
 from mixtura.train.data.tokens import Corpus
 
 if TYPE_CHECKING:
@@ -25,22 +25,16 @@ class Batch:
     targets_BL: Tensor
     domain_B: Tensor
 
-
-@dataclass(frozen=True)
-class _Epoch:
-    """The windows of one epoch in their order: the domain of each, and its first token there."""
-
-    domain_N: Tensor
-    start_N: Tensor
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(self.inputs_BL.to(device), self.targets_BL.to(device), self.domain_B.to(device))
 
 
-class TokenStream:
+class TokenStream(ShuffledStream[Batch]):
     """An endless stream of training batches over all domains, each in proportion to its size.
 
-    Each epoch cuts every domain into windows of `seq_len` from a new random offset and passes each window once, in an
-    order that depends on the seed and the epoch alone. A batch that reaches the end of an epoch takes its other windows
-    from the next. With `world_size` ranks, one global batch of `world_size * batch_size` windows is shared out; the
-    position counts global windows, so that a run may go on with another number of ranks or another batch size.
+    Each epoch cuts every domain into windows of `seq_len` from a new random offset and passes each window once.
+    Shuffling, ranks and going on are those of `ShuffledStream`.
 
     Shapes: a `Batch` of inputs and targets (batch_size, seq_len) and domains (batch_size,), all int64.
 
@@ -63,59 +57,22 @@ class TokenStream:
     def __init__(
         self, corpus: Corpus, *, batch_size: int, seq_len: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        if not 0 <= rank < world_size:
-            raise UserError(f"expected a rank from 0 to {world_size - 1}, got {rank}")
-        if batch_size < 1 or seq_len < 1:
-            raise UserError(f"expected batch_size and seq_len of at least 1, got {batch_size} and {seq_len}")
-        self._corpus = corpus
-        self._batch_size, self._seq_len, self._seed = batch_size, seq_len, seed
-        self._rank, self._world_size = rank, world_size
+        if seq_len < 1:
+            raise UserError(f"expected seq_len of at least 1, got {seq_len}")
+        self._seq_len = seq_len
         self._tokens = [corpus.train[domain] for domain in corpus.domains]
         if max(map(len, self._tokens)) <= seq_len:
             raise UserError(f"expected a domain of at least {seq_len + 1} training tokens, got none; lower seq_len")
-        self._number = self._position = 0
-        self._epoch = self._make_epoch(0)
+        super().__init__(
+            batch_size=batch_size,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            data={"seq_len": seq_len, "corpus": corpus.folder.name},
+        )
 
-    def __iter__(self) -> TokenStream:
-        return self
-
-    def __next__(self) -> Batch:
-        """The next batch of this rank."""
-        self._skip(self._rank * self._batch_size)
-        windows = self._take(self._batch_size)
-        self._skip((self._world_size - 1 - self._rank) * self._batch_size)
-        domain_B, start_B = (torch.cat(parts) for parts in zip(*windows, strict=True))
-        return _batch(self._tokens, domain_B, start_B, self._seq_len)
-
-    def state_dict(self) -> dict[str, int | str]:
-        """Where the stream stands, in global windows; the same on every rank."""
-        return {
-            "epoch": self._number,
-            "position": self._position,
-            "seed": self._seed,
-            "seq_len": self._seq_len,
-            "corpus": self._corpus.folder.name,
-        }
-
-    def load_state_dict(self, state: dict[str, int | str]) -> None:
-        """Go on where another stream stood.
-
-        Raises:
-            UserError: when that stream had another seed, window length or text: its position means nothing here.
-        """
-        mine = self.state_dict()
-        for name in ("seed", "seq_len", "corpus"):
-            if state[name] != mine[name]:
-                raise UserError(
-                    f"expected the data of the saved run ({name} = {state[name]}), got {name} = {mine[name]}; "
-                    "use the same text and settings, or start a new run"
-                )
-        self._number, self._position = int(state["epoch"]), int(state["position"])
-        self._epoch = self._make_epoch(self._number)
-
-    def _make_epoch(self, number: int) -> _Epoch:
-        seed = blake2b(f"{self._seed}/{number}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(seed, "big") >> 1)
+    def epoch(self, generator: torch.Generator) -> Tensor:
+        """Windows in their order: the domain of each, and its first token there."""
         # A window has one token more than its inputs; offsets stay small enough to leave at least one window.
         spare_D = torch.tensor([len(tokens) - 1 - self._seq_len for tokens in self._tokens])
         limit_D = spare_D.clamp(0, self._seq_len - 1) + 1
@@ -124,25 +81,11 @@ class TokenStream:
         order_N = torch.randperm(int(windows_D.sum()), generator=generator)
         domain_N = torch.arange(len(self._tokens)).repeat_interleave(windows_D)[order_N]
         first_D = windows_D.cumsum(0) - windows_D
-        return _Epoch(domain_N, offset_D[domain_N] + (order_N - first_D[domain_N]) * self._seq_len)
+        return torch.stack([domain_N, offset_D[domain_N] + (order_N - first_D[domain_N]) * self._seq_len], dim=1)
 
-    def _skip(self, windows: int) -> None:
-        self._position += windows
-        while self._position >= len(self._epoch.start_N):
-            self._position -= len(self._epoch.start_N)
-            self._number += 1
-            self._epoch = self._make_epoch(self._number)
-
-    def _take(self, windows: int) -> list[tuple[Tensor, Tensor]]:
-        """The next windows' domains and starts, in one piece per epoch they come from."""
-        pieces = []
-        while windows:
-            here = slice(self._position, self._position + windows)
-            domain_B, start_B = self._epoch.domain_N[here], self._epoch.start_N[here]
-            pieces.append((domain_B, start_B))
-            windows -= len(start_B)
-            self._skip(len(start_B))
-        return pieces
+    def gather(self, rows_B: Tensor, generator: torch.Generator) -> Batch:  # noqa: ARG002  # text is not augmented
+        """The windows' tokens."""
+        return _batch(self._tokens, rows_B[:, 0], rows_B[:, 1], self._seq_len)
 
 
 def validation_batches(

@@ -122,7 +122,7 @@ def test_another_number_of_ranks_neither_loses_nor_repeats_a_window(first, secon
 def test_a_state_of_other_data_is_refused():
     state = stream_of([100]).state_dict()
     for change, message in (
-        ({"seed": 1}, "expected the data of the saved run .seed = 1., got seed = 0; use the same text and settings"),
+        ({"seed": 1}, "expected the data of the saved run .seed = 1., got seed = 0; use the same data and settings"),
         ({"seq_len": 9}, "seq_len = 9"),
         ({"corpus": "other"}, "corpus = other"),
     ):
@@ -134,7 +134,8 @@ def test_a_state_of_other_data_is_refused():
     ("change", "message"),
     [
         ({"rank": 2, "world_size": 2}, "expected a rank from 0 to 1, got 2"),
-        ({"batch_size": 0}, "expected batch_size and seq_len of at least 1, got 0 and 8"),
+        ({"batch_size": 0}, "expected batch_size of at least 1, got 0"),
+        ({"seq_len": 0}, "expected seq_len of at least 1, got 0"),
         ({"seq_len": 100}, "expected a domain of at least 101 training tokens, got none; lower seq_len"),
     ],
 )
