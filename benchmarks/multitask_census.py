@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.census import CODES, LEFT_OUT, census
 from benchmarks.common import RESULTS, save
 from benchmarks.parts import part
 from mixtura.multitask import PLE, MMoE, MultiTask, OMoE, SharedBottom, TableEncoder, Task, auc, task_losses
+from mixtura.train.data.census import CODES, LEFT_OUT, census
 from mixtura.train.data.schema import Schema, Table, encode, learn
 from mixtura.train.data.table import Columns, held_out, read_sheet
 

@@ -295,10 +295,12 @@ def _labels(sheet: Sheet, label: Label, rows: np.ndarray, notes: list[str]) -> n
         values = (_values(sheet, column) - label.mean) / label.deviation
     else:
         place: dict[str | None, float] = {name: float(number) for number, name in enumerate(label.classes)}
-        strange = [code for code in np.flatnonzero(column.counts(rows)) if column.values[code] not in (*place, None)]
+        strange = [
+            int(code) for code in np.flatnonzero(column.counts(rows)) if column.values[code] not in (*place, None)
+        ]
         if strange:
             code = min(strange, key=lambda code: column.first(code, rows))
-            raise sheet.wrong(column, int(code), f"a class among {', '.join(label.classes)}, as in training", rows=rows)
+            raise sheet.wrong(column, code, f"a class among {', '.join(label.classes)}, as in training", rows=rows)
         values = np.array([place.get(value, np.nan) for value in column.values])
     found: np.ndarray = values[column.codes_N[rows]].astype(np.float32)
     unlabelled = int(np.isnan(found).sum())

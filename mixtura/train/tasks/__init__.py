@@ -26,8 +26,14 @@ def _language() -> "type[TrainConfig]":
     return LanguageConfig
 
 
+def _tabular() -> "type[TrainConfig]":
+    from mixtura.train.tasks.tabular import TabularConfig
+
+    return TabularConfig
+
+
 # Each is imported only when a run needs it.
-CONFIGS: "Configs" = {"language": _language}
+CONFIGS: "Configs" = {"language": _language, "tabular": _tabular}
 
 
 def find_config(task: str) -> "type[TrainConfig]":

