@@ -147,12 +147,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only-seed", type=int, help="only this part, and no result")
+    parser.add_argument("--models", nargs="*", default=list(MODELS), help="with --only-seed: only these")
     options = parser.parse_args()
     schema, rows, notes = data()
     print("\n".join(notes), flush=True)
     models: dict[str, Any] = {}
     for seed in range(options.seeds) if options.only_seed is None else [options.only_seed]:
-        for name in MODELS:
+        for name in MODELS if options.only_seed is None else options.models:
             run = part(f"census/{name} {seed}", partial(train, name, schema, rows, seed=seed))
             row = models.setdefault(name, {"income": [], "college": [], "gates": run["gates"]})
             row |= {key: run[key] for key in ("parameters", "processor seconds")}
