@@ -47,7 +47,7 @@ Rows = tuple[Tensor, Tensor, dict[str, Tensor]]
 def data() -> tuple[Schema, dict[str, Rows], list[str]]:
     """Training, validation and test rows, encoded by what the training rows have taught."""
     train, test = (read_sheet(path) for path in census())
-    columns = Columns(labels={"income": "binary", "college": "binary"}, categorical=CODES, ignore=LEFT_OUT)
+    columns = Columns(labels=("income:binary", "college:binary"), categorical=CODES, ignore=LEFT_OUT)
     schema = learn(train, columns, np.ones(train.rows, dtype=bool))
     is_test = held_out(test, fraction=0.5)
     tables = {

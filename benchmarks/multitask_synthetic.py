@@ -125,12 +125,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--p", nargs="*", type=float, help="only these parts, and no result")
-    parser.add_argument("--models", nargs="*", default=list(MODELS), help="with --p: only these")
+    parser.add_argument("--models", nargs="*", default=list(MODELS), help="only these")
     options = parser.parse_args()
     settings = {"runs": options.runs, "steps": options.steps, "lr": options.lr}
     found: dict[str, Any] = {}
     for p in options.p or CORRELATIONS:
-        for name in options.models if options.p else MODELS:
+        for name in options.models:
             key = f"synthetic/{p} {name} {options.runs} {options.steps} {options.lr}"
             run = summary(part(key, partial(train, name, p=p, **settings)))
             found.setdefault(str(p), {})[name] = run

@@ -15,6 +15,7 @@ def auc(score_N: Tensor, label_N: Tensor) -> float:
         label_N: (N,), 1 or 0, or NaN.
 
     Example:
+        >>> import torch
         >>> auc(torch.tensor([0.1, 0.4, 0.4, 0.8]), torch.tensor([0.0, 0.0, 1.0, 1.0]))
         0.875
     """

@@ -70,7 +70,8 @@ def _csv(path: Path, delimiter: str) -> Any:
     import pyarrow as arrow
     from pyarrow import csv as reader
 
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    # What is no UTF-8 is told by the reader below, which knows its row and column.
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         try:
             names = next(csv.reader(file, delimiter=delimiter), [])
         except csv.Error as error:

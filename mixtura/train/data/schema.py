@@ -123,11 +123,12 @@ def learn(sheet: Sheet, columns: Columns, rows: np.ndarray) -> Schema:
         ...     file = Path(folder, "a.csv")
         ...     _ = file.write_text("shop,price,click\\nA,3,no\\nA,5,yes\\nB,,no\\n")
         ...     sheet = read_sheet(file)
-        >>> schema = learn(sheet, Columns(labels={"click": "auto"}), np.ones(3, dtype=bool))
+        >>> schema = learn(sheet, Columns(labels=("click",)), np.ones(3, dtype=bool))
         >>> schema.labels[0].kind, schema.labels[0].classes, schema.categories[0].values, schema.numbers[0].mean
         ('binary', ('no', 'yes'), ('A',), 4.0)
     """
-    named = {"label": columns.labels, "numeric": columns.numeric, "categorical": columns.categorical}
+    kinds = columns.kinds()
+    named = {"label": kinds, "numeric": columns.numeric, "categorical": columns.categorical}
     for what, names in (*named.items(), ("ignored", columns.ignore), ("weight", (columns.weight,))):
         for name in filter(None, names):
             sheet.column(name, what=what)
@@ -142,7 +143,7 @@ def learn(sheet: Sheet, columns: Columns, rows: np.ndarray) -> Schema:
             categories.append(_category(column, rows, columns.min_count))
     if not (categories or numbers):
         raise UserError(f"{sheet.path}: expected columns beside the labels, got none that is an input")
-    labels = tuple(_label(sheet, sheet.columns[name], rows, kind) for name, kind in columns.labels.items())
+    labels = tuple(_label(sheet, sheet.columns[name], rows, kind) for name, kind in kinds.items())
     return Schema(categories=tuple(categories), numbers=tuple(numbers), labels=labels, weight=columns.weight)
 
 

@@ -6,10 +6,10 @@ In a `Column` every different value stands once, so that each is read once and n
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -25,15 +25,16 @@ class Columns:
     """What the columns of a table are for.
 
     Raises:
-        UserError: no label, or a column with two roles.
+        UserError: a column with two roles, or a number out of its range.
 
     Example:
-        >>> Columns(labels={"click": "binary"}, categorical=("shop",)).role("shop")
-        'categorical'
+        >>> columns = Columns(labels=("click", "stars:regression"), categorical=("shop",))
+        >>> columns.kinds(), columns.role("shop")
+        ({'click': 'auto', 'stars': 'regression'}, 'categorical')
     """
 
-    labels: Mapping[str, Kind] = field(default_factory=dict)
-    """Label column -> binary, multiclass, regression, or auto: as its values look."""
+    labels: tuple[str, ...] = ()
+    """Columns to predict, each NAME or NAME:KIND with kind binary, multiclass or regression."""
     numeric: tuple[str, ...] = ()
     """Columns of numbers, even where most of their values do not look so."""
     categorical: tuple[str, ...] = ()
@@ -43,24 +44,32 @@ class Columns:
     weight: str = ""
     """Column of rows' weights, at least 0; empty: all count alike."""
     group: str = ""
-    """Column whose values keep rows together: all rows of a value are training rows, or all are held out."""
+    """Column (a user's id) whose rows of one value are all training rows or all held out; it is no input."""
     missing: tuple[str, ...] = MISSING
     """Texts that stand for a missing value."""
     min_count: int = 2
     """Categories seen in fewer training rows are read as unseen ones, so that the entry for these is trained."""
 
     def __post_init__(self) -> None:
-        if not self.labels:
-            raise UserError("expected at least one label column, got none; name it with --data.labels")
-        roles = [*self.labels, *self.numeric, *self.categorical, *self.ignore, *filter(None, [self.weight])]
+        roles = [
+            *(_name_and_kind(text)[0] for text in self.labels),
+            *self.numeric,
+            *self.categorical,
+            *self.ignore,
+            *filter(None, [self.weight]),
+        ]
         if twice := sorted({name for name in roles if roles.count(name) > 1}):
             raise UserError(f"expected one role for each column, got two for {', '.join(map(repr, twice))}")
         if self.min_count < 1:
             raise UserError(f"expected min_count of at least 1, got {self.min_count}")
 
+    def kinds(self) -> dict[str, Kind]:
+        """Label -> its kind; auto: as its values look."""
+        return dict(map(_name_and_kind, self.labels))
+
     def role(self, name: str) -> str:
         """Label, weight, ignore, numeric, categorical, or input: what the values decide."""
-        if name in self.labels:
+        if name in self.kinds():
             return "label"
         if name == self.weight:
             return "weight"
@@ -68,6 +77,14 @@ class Columns:
             if name in getattr(self, role):
                 return role
         return "ignore" if name == self.group else "input"
+
+
+def _name_and_kind(text: str) -> tuple[str, Kind]:
+    name, _, last = text.rpartition(":")
+    for kind in get_args(Kind):
+        if name and last == kind:
+            return name, kind
+    return text, "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

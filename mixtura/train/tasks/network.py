@@ -75,10 +75,11 @@ class NetworkConfig:
 
     def tasks(self) -> list[Task]:
         """The tasks; before a table is read, one."""
+        if not self.names:
+            return [Task(name="label")]
         weights = self.weights or (1.0,) * len(self.names)
         labels = zip(self.names, self.kinds, self.classes, weights, strict=True)
-        known = [Task(name=n, kind=k, classes=c, weight=w) for n, k, c, w in labels]  # type: ignore[arg-type]  # of a config.json
-        return known or [Task(name="label", weight=self.weights[0] if self.weights else 1.0)]
+        return [Task(name=n, kind=k, classes=c, weight=w) for n, k, c, w in labels]  # type: ignore[arg-type]  # of a config.json
 
     def build(self) -> TabularModel:
         """The model with fresh weights; before a table is read, of one numeric column."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from mixtura.multitask import Prediction, Task, auc, task_losses
 from mixtura.train.config import TrainConfig
 from mixtura.train.data.schema import Schema, Table, encode, learn
 from mixtura.train.data.shuffle import ShuffledStream
-from mixtura.train.data.table import MISSING, Columns, Kind, held_out, read_sheet
+from mixtura.train.data.table import Columns, held_out, read_sheet
 from mixtura.train.tasks import task as tasks
 from mixtura.train.tasks.network import NetworkConfig, TabularModel
 from mixtura.train.tasks.task import Evaluation, Outcome, Say, Units, autocast, device_of
@@ -31,37 +31,21 @@ EVALUATED = 8192  # rows at a time
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableConfig:
-    """The table, what its columns are, and how rows become batches.
+class TableConfig(Columns):
+    """The table, what its columns are for, and how rows become batches.
 
     Raises:
         UserError: a value out of its range.
 
     Example:
-        >>> TableConfig(labels=("click", "stars:regression")).columns().labels
-        {'click': 'auto', 'stars': 'regression'}
+        >>> TableConfig(path="orders.csv", labels=("click",)).batch_size
+        1024
     """
 
     path: str = ""
     """A .csv, .tsv or .parquet file whose columns have names. Empty: the Census-Income data."""
     val_path: str = ""
     """Another such file to validate on. Empty: rows of the first one are held out."""
-    labels: tuple[str, ...] = ()
-    """Columns to predict, each NAME or NAME:KIND with kind binary, multiclass or regression."""
-    numeric: tuple[str, ...] = ()
-    """Columns of numbers, where that is not what their values look like."""
-    categorical: tuple[str, ...] = ()
-    """Columns of categories, where their values are numbers."""
-    ignore: tuple[str, ...] = ()
-    """Columns that are no input."""
-    weight: str = ""
-    """Column of rows' weights."""
-    group: str = ""
-    """Column (a user's id) whose rows of one value are all training rows or all held out."""
-    missing: tuple[str, ...] = MISSING
-    """Texts that stand for a missing value."""
-    min_count: int = 2
-    """Categories of fewer training rows count as unseen."""
     batch_size: int = 1024
     """Rows in one micro-step on one device."""
     val_fraction: float = 0.1
@@ -72,37 +56,20 @@ class TableConfig:
     """Chooses the held-out rows and the order of training rows."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.min_count < 1 or self.seed < 0:
+        super().__post_init__()
+        if self.batch_size < 1 or self.seed < 0:
             raise UserError(
-                f"data: expected batch_size and min_count of at least 1, seed of at least 0, got {self.batch_size}, "
-                f"{self.min_count}, {self.seed}"
+                f"data: expected batch_size of at least 1, seed of at least 0, got {self.batch_size} and {self.seed}"
             )
         if not 0 < self.val_fraction < 1:
             raise UserError(f"data.val_fraction: expected more than 0 and less than 1, got {self.val_fraction}")
         if self.path and not self.labels:
             raise UserError("data.labels: expected the columns to predict, got none; write --data.labels NAME ...")
         if self.labels and not self.path:
-            raise UserError(f"data.path: expected the table of {', '.join(self.labels)}, got none; set --data.path")
-
-    def columns(self) -> Columns:
-        """What the columns are for."""
-        labels: dict[str, Kind] = {}
-        for text in self.labels:
-            name, _, kind = text.rpartition(":")
-            has_kind = bool(name) and kind in get_args(Kind)
-            labels[name if has_kind else text] = kind if has_kind else "auto"  # type: ignore[assignment]  # just asked
-        if "mean" in labels:
+            names = ", ".join(self.kinds())
+            raise UserError(f"data.path: expected the table of {names}, got none; set --data.path")
+        if "mean" in self.kinds():
             raise UserError("expected labels of any name but 'mean', which is the mean over all; rename that column")
-        return Columns(
-            labels=labels,
-            numeric=self.numeric,
-            categorical=self.categorical,
-            ignore=self.ignore,
-            weight=self.weight,
-            group=self.group,
-            missing=self.missing,
-            min_count=self.min_count,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +106,13 @@ class TabularConfig(TrainConfig):
             data = _census(data)
         if on_progress is not None:
             on_progress(f"reading {data.path}")
-        columns, sheet = data.columns(), read_sheet(data.path, missing=data.missing)
+        sheet = read_sheet(data.path, missing=data.missing)
         if data.val_path:
             is_held, other = np.zeros(sheet.rows, dtype=bool), read_sheet(data.val_path, missing=data.missing)
         else:
             is_held = held_out(sheet, fraction=data.val_fraction, group=data.group, seed=data.seed)
             other = sheet
-        schema = learn(sheet, columns, ~is_held)
+        schema = learn(sheet, data, ~is_held)
         train, val = encode(sheet, schema, ~is_held), encode(other, schema, is_held if other is sheet else None)
         _check_labelled(val, other.path)
         model = replace(
@@ -156,7 +123,13 @@ class TabularConfig(TrainConfig):
             kinds=tuple(label.kind for label in schema.labels),
             classes=tuple(len(label.classes) if label.kind == "multiclass" else 2 for label in schema.labels),
         )
-        return TabularTask(replace(self, model=model), schema, Rows.of(train), Rows.of(val), (train.notes, val.notes))
+        return TabularTask(
+            config=replace(self, model=model),
+            schema=schema,
+            train=Rows.of(train),
+            val=Rows.of(val),
+            notes=(train.notes, val.notes),
+        )
 
 
 def _census(data: TableConfig) -> TableConfig:
@@ -179,7 +152,7 @@ def _check_labelled(table: Table, path: str) -> None:
             raise UserError(f"{path}, column {name!r}: expected labels in the validation rows, got none")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rows:
     """Rows of a table, a batch or all of them.
 
@@ -195,22 +168,32 @@ class Rows:
     @classmethod
     def of(cls, table: Table) -> Rows:
         """Encoded rows as tensors."""
-        labels = {name: torch.from_numpy(values) for name, values in table.labels.items()}
-        parts = (table.categories_NC, table.numbers_NM)
-        return cls(*map(torch.from_numpy, parts), labels, torch.from_numpy(table.weight_N))
+        return cls(
+            categories_BC=torch.from_numpy(table.categories_NC),
+            numbers_BM=torch.from_numpy(table.numbers_NM),
+            labels={name: torch.from_numpy(values) for name, values in table.labels.items()},
+            weight_B=torch.from_numpy(table.weight_N),
+        )
 
     def __len__(self) -> int:
         return len(self.weight_B)
 
+    def change(self, change: Callable[[Tensor], Tensor]) -> Rows:
+        """The same with every tensor changed."""
+        return Rows(
+            categories_BC=change(self.categories_BC),
+            numbers_BM=change(self.numbers_BM),
+            labels={name: change(values) for name, values in self.labels.items()},
+            weight_B=change(self.weight_B),
+        )
+
     def take(self, rows: Tensor | slice) -> Rows:
         """Some of them."""
-        labels = {name: values[rows] for name, values in self.labels.items()}
-        return Rows(self.categories_BC[rows], self.numbers_BM[rows], labels, self.weight_B[rows])
+        return self.change(lambda values: values[rows])
 
     def to(self, device: torch.device) -> Rows:
         """The same on a device."""
-        labels = {name: values.to(device) for name, values in self.labels.items()}
-        return Rows(self.categories_BC.to(device), self.numbers_BM.to(device), labels, self.weight_B.to(device))
+        return self.change(lambda values: values.to(device))
 
 
 class RowStream(ShuffledStream[Rows]):
@@ -231,7 +214,7 @@ class RowStream(ShuffledStream[Rows]):
         return self._rows.take(rows_B)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TabularTask(tasks.Task):
     """A table's encoded rows.
 

@@ -22,7 +22,7 @@ def every(table):
 
 
 def columns(**roles):
-    return Columns(**{"labels": {"click": "auto"}, **roles})
+    return Columns(**{"labels": ("click",), **roles})
 
 
 def learned(folder, text=TRAIN, rows=None, **roles):
@@ -85,7 +85,7 @@ def test_the_kind_of_a_label_follows_its_values(tmp_path, values, kind, classes)
 
 def test_regressions_are_scaled(tmp_path):
     table = sheet(tmp_path, TRAIN)
-    schema = learn(table, Columns(labels={"price": "regression"}, ignore=("click",)), every(table))
+    schema = learn(table, Columns(labels=("price:regression",), ignore=("click",)), every(table))
     label = encode(table, schema).labels["price"]
     assert np.nanmean(label) == pytest.approx(0, abs=1e-6)
     assert np.nanstd(label) == pytest.approx(1)
@@ -110,15 +110,15 @@ MANY = "n,click\n" + "".join(f"{i},{i % 2}\n" for i in range(20))
 @pytest.mark.parametrize(
     ("text", "roles", "message"),
     [
-        (MANY.replace("7,1", "7x,1"), {}, "a.csv, row 8, column 'n': expected a number as in 19 of 20 rows"),
+        (MANY.replace("\n7,1", "\n7x,1"), {}, "a.csv, row 8, column 'n': expected a number as in 19 of 20 rows"),
         ("n,click\n1,0\nx,1\n", {"numeric": ("n",)}, "a.csv, row 2, column 'n': expected a number, got 'x'"),
         ("n,click\n1,\n2,\n", {}, "a.csv, column 'click': expected labels, got none in 2 training rows"),
         ("n,click\n1,0\n2,0\n", {}, "a.csv, column 'click': expected at least two classes .* got only '0'"),
-        ("n,click\n1,0\n2,1\n3,7\n", {"labels": {"click": "binary"}}, "a.csv, row 3, column 'click': expected two cl"),
-        ("n,click\n1,a\n2,b\n", {"labels": {"click": "regression"}}, "row 1, column 'click': expected a number, got"),
+        ("n,click\n1,0\n2,1\n3,7\n", {"labels": ("click:binary",)}, "a.csv, row 3, column 'click': expected two cl"),
+        ("n,click\n1,a\n2,b\n", {"labels": ("click:regression",)}, "row 1, column 'click': expected a number, got"),
         ("n,click\n,0\n,1\n", {}, "a.csv, column 'n': expected a value in the training rows, got none"),
         ("click\n0\n1\n", {}, "a.csv: expected columns beside the labels, got none that is an input"),
-        ("n,click\n1,0\n", {"labels": {"buy": "auto"}}, "a.csv: expected the label column 'buy', got columns n, click"),
+        ("n,click\n1,0\n", {"labels": ("buy",)}, "a.csv: expected the label column 'buy', got columns n, click"),
         ("n,click\n1,0\n", {"ignore": ("x",)}, "a.csv: expected the ignored column 'x'"),
     ],
 )

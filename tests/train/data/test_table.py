@@ -53,6 +53,11 @@ def test_groups_stay_together(tmp_path):
     assert (is_held != held_out(table, fraction=0.3, group="user", seed=1)).any()
 
 
+def test_labels_may_name_their_kind():
+    kinds = Columns(labels=("a", "b:regression", "c:d", "x:auto")).kinds()
+    assert kinds == {"a": "auto", "b": "regression", "c:d": "auto", "x": "auto"}
+
+
 def test_rows_by_themselves(tmp_path):
     is_held = held_out(sheet(tmp_path, "y\n" + "1\n" * 2000), fraction=0.1)
     assert 0.07 < is_held.mean() < 0.13
@@ -65,9 +70,8 @@ def test_rows_by_themselves(tmp_path):
         (lambda t: held_out(t, fraction=0.5, group="u"), "a.csv, row 2, column 'u': expected a value that tells"),
         (lambda t: held_out(t, fraction=1e-9), "expected rows for training and for validation, got 3 rows"),
         (lambda t: held_out(t, fraction=1e-9, group="y"), "got 3 rows of 3 groups; add rows"),
-        (lambda _: Columns(labels={}), "expected at least one label column, got none"),
-        (lambda _: Columns(labels={"a": "auto"}, ignore=("a",)), "expected one role for each column, got two for 'a'"),
-        (lambda _: Columns(labels={"a": "auto"}, min_count=0), "expected min_count of at least 1, got 0"),
+        (lambda _: Columns(labels=("a",), ignore=("a",)), "expected one role for each column, got two for 'a'"),
+        (lambda _: Columns(labels=("a",), min_count=0), "expected min_count of at least 1, got 0"),
     ],
 )
 def test_bad_input(tmp_path, make, message):

@@ -21,8 +21,10 @@ class Told(TabularTask):
 
 def test_mean_weights_of_all_rows_and_of_each_class():
     model = NetworkConfig(num_experts=2, numbers=1, names=("click",), kinds=("binary",), classes=(2,)).build()
-    rows = Rows(torch.zeros(3, 0), torch.zeros(3, 1), {"click": torch.tensor([0.0, 0.0, torch.nan])}, torch.ones(3))
-    task = Told(TabularConfig(), Schema(categories=(), numbers=(), labels=(LABEL,)), rows, rows, (["a: 1"], ["b: 2"]))
+    label = {"click": torch.tensor([0.0, 0.0, torch.nan])}
+    rows = Rows(categories_BC=torch.zeros(3, 0), numbers_BM=torch.zeros(3, 1), labels=label, weight_B=torch.ones(3))
+    schema = Schema(categories=(), numbers=(), labels=(LABEL,))
+    task = Told(config=TabularConfig(), schema=schema, train=rows, val=rows, notes=(["a: 1"], ["b: 2"]))
     gates, weights, counted = panels(model, task)
     assert gates["columns"] == ["shared 0", "shared 1"]
     assert gates["rows"] == ["click", "click = no"]

@@ -81,7 +81,8 @@ def test_a_parquet_file_gives_the_same_rows(tmp_path):
 
 
 def test_streams_share_an_epoch():
-    rows = Rows(torch.zeros(8, 0), torch.arange(8.0).view(8, 1), {"y": torch.arange(8.0)}, torch.ones(8))
+    label = {"y": torch.arange(8.0)}
+    rows = Rows(categories_BC=torch.zeros(8, 0), numbers_BM=torch.zeros(8, 1), labels=label, weight_B=torch.ones(8))
     streams = [RowStream(rows, name="a", batch_size=2, seed=0, rank=rank, world_size=2) for rank in range(2)]
     seen = [label for stream in streams for _ in range(2) for label in next(stream).labels["y"].tolist()]
     assert sorted(seen) == list(range(8))
@@ -122,7 +123,7 @@ def blank(column):
         (list, ("--model.numbers", "3"), "expected no --model.numbers, which the table decides"),
         (list, ("--model.weights", "1", "2"), "model.weights: expected one for each of bought, stars, minutes"),
         (list, ("--model.k", "9"), "1 <= k <= num_experts"),
-        (list, ("--data.batch-size", "0"), "data: expected batch_size and min_count of at least 1"),
+        (list, ("--data.batch-size", "0"), "data: expected batch_size of at least 1"),
     ],
 )
 def test_bad_input_ends_in_one_line(tmp_path, capsys, change, more, message):
