@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what _HOME says, for type checkers and editors
     from mixtura import classical as classical
-    from mixtura import hub, kernels, losses, routers, surgery
+    from mixtura import hub, kernels, losses, multitask, routers, surgery
     from mixtura import parallel as parallel
     from mixtura.config import MoEConfig
     from mixtura.control import BalanceController
@@ -43,6 +43,7 @@ __all__ = [
     "kernels",
     "losses",
     "moefy",
+    "multitask",
     "param_groups",
     "record",
     "replay",
@@ -75,7 +76,7 @@ _HOME = {
     "unfreeze_routing": "mixtura.roles",
 }
 # Not in __all__ is what needs an extra, or seconds: `from mixtura import *` works with torch alone, and soon.
-_MODULES = ("classical", "hub", "kernels", "losses", "parallel", "routers", "surgery")
+_MODULES = ("classical", "hub", "kernels", "losses", "multitask", "parallel", "routers", "surgery")
 
 
 if not TYPE_CHECKING:  # a type checker knows the names above, and shall report every other

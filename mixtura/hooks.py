@@ -69,6 +69,16 @@ def tap(listener: Tap) -> Iterator[None]:
         _taps.reset(token)
 
 
+def is_heard() -> bool:
+    """Whether any tap is open, for those who would have to make what they announce.
+
+    Example:
+        >>> is_heard()
+        False
+    """
+    return bool(_open_taps)
+
+
 def announce(layer: nn.Module, routing: Any, rows: Any) -> None:
     """Tell every tap what a layer routed, unless this forward is a recomputation.
 

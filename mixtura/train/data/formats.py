@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtura.errors import UserError
+from mixtura.train.data.arrow import parquet_rows
 
 TABLES = (".jsonl", ".csv", ".parquet")
 # fmt: off
@@ -140,20 +141,5 @@ def _csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Mapping[st
 
 
 def _parquet(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        import pyarrow as arrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise UserError(f"{path}: reading Parquet needs pyarrow; run: pip install 'mixtura[parquet]'") from error
-    with path.open("rb") as file:
-        try:
-            table = parquet.ParquetFile(file)
-            _check_columns(columns, list(table.schema_arrow.names), str(path))
-            number = 0
-            for batch in table.iter_batches(columns=list(columns)):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield str(number), values
-        except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"{path}: expected a Parquet file, got: {reason}") from error
+    rows = parquet_rows(path, columns, check=lambda present: _check_columns(columns, present, str(path)))
+    yield from ((str(number), values) for number, values in enumerate(rows, start=1))

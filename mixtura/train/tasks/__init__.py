@@ -9,7 +9,7 @@ A new kind is one module with two classes, one line in `CONFIGS`, and recipes th
 The loop, checkpoints, resuming, processes, reports and the command line then serve it unchanged.
 """
 
-from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from mixtura.errors import UserError
@@ -17,40 +17,8 @@ from mixtura.errors import UserError
 if TYPE_CHECKING:
     from mixtura.train.config import TrainConfig
 
-    Configs = dict[str, Callable[[], type[TrainConfig]]]
-
-
-def _classification() -> "type[TrainConfig]":
-    from mixtura.train.tasks.classification import ClassificationConfig
-
-    return ClassificationConfig
-
-
-def _language() -> "type[TrainConfig]":
-    from mixtura.train.tasks.language import LanguageConfig
-
-    return LanguageConfig
-
-
-def _vision() -> "type[TrainConfig]":
-    from mixtura.train.tasks.vision import VisionConfig
-
-    return VisionConfig
-
-
-def _generation() -> "type[TrainConfig]":
-    from mixtura.train.tasks.generation import GenerationConfig
-
-    return GenerationConfig
-
-
-# Each is imported only when a run needs it.
-CONFIGS: "Configs" = {
-    "language": _language,
-    "classification": _classification,
-    "vision": _vision,
-    "generation": _generation,
-}
+# Each is a module here, imported only when a run needs it; `language` holds `LanguageConfig`.
+CONFIGS = ("language", "classification", "tabular", "vision", "generation")
 
 
 def find_config(task: str) -> "type[TrainConfig]":
@@ -65,4 +33,5 @@ def find_config(task: str) -> "type[TrainConfig]":
     """
     if task not in CONFIGS:
         raise UserError(f"expected a task among {', '.join(CONFIGS)}, got {task!r}; was it written by a newer mixtura?")
-    return CONFIGS[task]()
+    config: type[TrainConfig] = getattr(import_module(f"mixtura.train.tasks.{task}"), f"{task.capitalize()}Config")
+    return config
