@@ -21,7 +21,6 @@ from mixtura import kernels
 from mixtura.config import MoEConfig
 from mixtura.errors import UserError
 from mixtura.experts import MLP
-from mixtura.train.config import TrainConfig
 from mixtura.train.device import choose_device, keep_freed_memory
 from mixtura.train.progress import say, show_table
 from mixtura.train.run import cpu_name
@@ -150,7 +149,7 @@ def bench(given: BenchArguments) -> dict[str, Any]:
     for name in ("tokens", "seconds"):
         if not getattr(given, name) > 0:
             raise UserError(f"{name}: expected more than 0, got {getattr(given, name)}")
-    device = choose_device(TrainConfig(device=given.device, threads=given.threads))
+    device = choose_device(given.device, threads=given.threads)
     keep_freed_memory()
     dtype = DTYPES[given.dtype]
     layer = _layer(given).to(device, dtype)

@@ -6,34 +6,30 @@ from typing import Any
 import torch
 
 from mixtura.errors import UserError
-from mixtura.train.config import TrainConfig
 
 
-def choose_device(config: TrainConfig) -> torch.device:
-    """The device a configuration asks for; "auto": cuda, else mps, else cpu. Also sets the CPU threads.
+def choose_device(name: str, *, threads: int = 0) -> torch.device:
+    """The device of a name; "auto": cuda, else mps, else cpu. Also sets the CPU threads, unless they are 0.
 
     Raises:
         UserError: no such device, or not on this machine.
 
     Example:
-        >>> from mixtura.train.tasks.language import LanguageConfig
-        >>> choose_device(LanguageConfig(device="cpu"))
+        >>> choose_device("cpu")
         device(type='cpu')
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    if config.device == "auto":
+    if threads:
+        torch.set_num_threads(threads)
+    if name == "auto":
         return torch.device(
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         )
     try:
-        device = torch.device(config.device)
+        device = torch.device(name)
         torch.zeros(1, device=device).item()  # it must hold values, which "meta" does not
     except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without a device
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"expected a device of this machine, got {config.device!r} ({reason}); try --device cpu"
-        ) from error
+        raise UserError(f"expected a device of this machine, got {name!r} ({reason}); try --device cpu") from error
     return device
 
 

@@ -30,7 +30,7 @@ def load_model(run: Run, *, checkpoint: str) -> tuple[nn.Module, TrainConfig]:
     require("safetensors")
     config = run.read_config()
     folder = find_checkpoint(run, checkpoint)
-    model = build_model(config).to(choose_device(config)).eval()
+    model = build_model(config).to(choose_device(config.device, threads=config.threads)).eval()
     load_weights(model, folder)
     return model, config
 

@@ -73,7 +73,7 @@ def train(config: TrainConfig) -> Path:
         if world.is_first:
             new_run_folder(config)
         keep_freed_memory()
-        device = choose_device(config)
+        device = choose_device(config.device, threads=config.threads)
         task = _prepare(config, world)
         config = task.config
         torch.manual_seed(config.seed)
@@ -112,7 +112,7 @@ def resume(path: str | Path, *, checkpoint: str = "last", mesh: MeshConfig | Non
     require_for_training(config)
     with processes(config) as world:
         keep_freed_memory()
-        device = choose_device(config)
+        device = choose_device(config.device, threads=config.threads)
         state = load_state(folder)
         model = build_model(config).to(device)
         task = _prepare(config, world)

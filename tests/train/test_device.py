@@ -3,7 +3,6 @@ import torch
 
 from mixtura.errors import UserError
 from mixtura.train.device import choose_device, random_state, set_random_state
-from mixtura.train.tasks.language import LanguageConfig
 
 
 def test_random_numbers_go_on_where_they_were():
@@ -20,13 +19,13 @@ def test_a_state_from_a_machine_with_more_devices_is_taken():
 
 
 def test_auto_is_a_device_of_this_machine():
-    assert torch.ones(1, device=choose_device(LanguageConfig())).item() == 1
+    assert torch.ones(1, device=choose_device("auto")).item() == 1
 
 
 def test_threads_are_set():
     before = torch.get_num_threads()
     try:
-        choose_device(LanguageConfig(threads=1, device="cpu"))
+        choose_device("cpu", threads=1)
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
@@ -35,4 +34,4 @@ def test_threads_are_set():
 @pytest.mark.parametrize("name", ["abacus", "", "cpu:x", "cuda:99", "meta"])
 def test_other_devices_are_refused(name):
     with pytest.raises(UserError, match=r"expected a device of this machine, got .*; try --device cpu"):
-        choose_device(LanguageConfig(device=name))
+        choose_device(name)
