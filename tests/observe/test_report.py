@@ -1,3 +1,4 @@
+import base64
 import json
 import math
 import re
@@ -220,3 +221,50 @@ def test_missing_package_names_the_extra(tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=r"pip install 'mixtura\[train,plots\]'"):
         write_report(run)
+
+
+def panels(text):
+    png = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(9)).decode()
+    named = {"title": text, "note": text}
+    return [
+        {"kind": "table", **named, "columns": [text, "b"], "rows": [[text, 0.5]]},
+        {"kind": "heatmap", **named, "columns": [text, "b"], "rows": [text], "values": [[0.5, None]], "axis": text},
+        {"kind": "lines", **named, "columns": [1, 2], "rows": [text], "values": [[0.5, 0.25]], "axis": text},
+        {"kind": "picture", **named, "png": png},
+    ]
+
+
+def of_images(run, shown):
+    """A run of another kind: its own units, scores, and panels."""
+    config = json.loads((run / "config.json").read_text())
+    units = {"loss": "nats/image", "items": "images", "group": "class"}
+    (run / "config.json").write_text(json.dumps(config | {"task": "vision", "units": units}))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    scored = [row | ({"val_score": {"accuracy": 0.875}} if "val_loss" in row else {}) for row in rows]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
+    seen = json.loads((run / "observations.json").read_text()) | {"samples": [], "generated": [], "panels": shown}
+    (run / "observations.json").write_text(json.dumps(seen))
+    return read(run)
+
+
+def test_a_task_shows_its_own_units_scores_and_panels(tmp_path):
+    page = of_images(fabricate(tmp_path / "run", steps=5), panels("hello"))
+    sections = [attributes["id"] for tag, attributes in page.elements if tag == "section"]
+    assert sections == ["loss", "shown", "load", "specialisation", "routing", "configuration"]
+    for value in ("accuracy 0.875 on held-out data", "Training images", "Specialisation by class", "nats/image; best"):
+        assert value in page.text
+    pictures = [attributes["src"] for tag, attributes in page.elements if tag == "img"]
+    assert len(pictures) == 1
+    assert pictures[0].startswith("data:image/png;base64,")
+    assert page.data["figures"]["panel-1"][0]["data"][0]["z"] == [[0.5, None]]
+    assert page.data["figures"]["panel-2"][0]["data"][0]["y"] == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_panels_stay_text(tmp_path, text):
+    page = of_images(fabricate(tmp_path / "run", steps=5), panels(text))
+    plain = of_images(fabricate(tmp_path / "plain", steps=5), panels("hello"))
+    assert len(page.elements) == len(plain.elements)
+    drawn = json.dumps([page.data["figures"][f"panel-{i}"] for i in (1, 2)])
+    assert "<img" not in drawn
+    assert "<script" not in drawn
