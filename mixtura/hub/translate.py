@@ -1,12 +1,14 @@
 """What the configs of all families have in common, in both directions: theirs -> ours, and our values -> theirs."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixtura.config import MoEConfig
 from mixtura.errors import UserError
 from mixtura.hub.library import rotary
 from mixtura.models.attention import AttentionConfig
-from mixtura.models.causal import CausalConfig
+
+if TYPE_CHECKING:
+    from mixtura.models.causal import CausalConfig
 
 Values = dict[str, Any]
 # A gated MLP's activation by its gate's; no family has another.
@@ -51,7 +53,7 @@ def attention(c: Any, changes: Values | None = None) -> AttentionConfig:
     return AttentionConfig(**{**values, **(changes or {})})
 
 
-def causal(c: Any, attention: AttentionConfig, changes: Values | None = None) -> CausalConfig:
+def causal(c: Any, attention: AttentionConfig, changes: Values | None = None) -> "CausalConfig":
     """Our decoder of a config with this attention, but for what a family has in another way.
 
     Example:
@@ -60,6 +62,8 @@ def causal(c: Any, attention: AttentionConfig, changes: Values | None = None) ->
         >>> causal(config, attention(config, {}), {}).layers
         3
     """
+    from mixtura.models.causal import CausalConfig  # late: chains of imports stay short
+
     values = {
         "vocab_size": c.vocab_size,
         "context": c.max_position_embeddings,
@@ -73,10 +77,11 @@ def causal(c: Any, attention: AttentionConfig, changes: Values | None = None) ->
     return CausalConfig(attention=attention, **{**values, **(changes or {})})
 
 
-def shared_values(config: CausalConfig) -> Values:
+def shared_values(config: "CausalConfig") -> Values:
     """Their values of what all families write alike.
 
     Example:
+        >>> from mixtura.models.causal import CausalConfig
         >>> config = CausalConfig.plain(vocab_size=10, context=16, layers=2, dim=8, heads=2, hidden=16)
         >>> shared_values(config)["hidden_act"]
         'silu'
@@ -120,11 +125,12 @@ def moe_recipe(c: Any, changes: Values | None = None, *, hidden: int, num_expert
     )
 
 
-def recipe(config: CausalConfig) -> MoEConfig:
+def recipe(config: "CausalConfig") -> MoEConfig:
     """The mixture of a decoder that has one.
 
     Example:
         >>> moe = MoEConfig(dim=8, hidden=16, num_experts=4)
+        >>> from mixtura.models.causal import CausalConfig
         >>> config = CausalConfig.plain(vocab_size=10, context=16, layers=2, dim=8, heads=2, hidden=16, moe=moe)
         >>> recipe(config) == moe
         True
