@@ -134,7 +134,7 @@ def _read_llama(c: Any) -> CausalConfig:
     bias = bool(c.attention_bias)
     if getattr(c, "mlp_bias", False):
         raise UserError("expected MLPs without biases, got mlp_bias=True")
-    return causal(c, attention(c, bias=bias, out_bias=bias))
+    return causal(c, attention(c, {"bias": bias, "out_bias": bias}))
 
 
 def _write_llama(config: CausalConfig) -> Values:
@@ -142,16 +142,16 @@ def _write_llama(config: CausalConfig) -> Values:
 
 
 def _read_mistral(c: Any) -> CausalConfig:
-    return causal(c, attention(c), windows=_uniform_window(c))
+    return causal(c, attention(c), {"windows": _uniform_window(c)})
 
 
 def _read_qwen2(c: Any) -> CausalConfig:
-    return causal(c, attention(c, bias=True), windows=_layer_windows(c))
+    return causal(c, attention(c, {"bias": True}), {"windows": _layer_windows(c)})
 
 
 def _read_qwen3(c: Any) -> CausalConfig:
     bias = bool(c.attention_bias)
-    return causal(c, attention(c, bias=bias, out_bias=bias, qk_norm="head"), windows=_layer_windows(c))
+    return causal(c, attention(c, {"bias": bias, "out_bias": bias, "qk_norm": "head"}), {"windows": _layer_windows(c)})
 
 
 def _write_qwen3(config: CausalConfig) -> Values:
@@ -160,7 +160,7 @@ def _write_qwen3(config: CausalConfig) -> Values:
 
 def _read_mixtral(c: Any) -> CausalConfig:
     moe = moe_recipe(c, hidden=c.intermediate_size, num_experts=c.num_local_experts)
-    return causal(c, attention(c), windows=_uniform_window(c), moe=moe)
+    return causal(c, attention(c), {"windows": _uniform_window(c), "moe": moe})
 
 
 def _write_mixtral(config: CausalConfig) -> Values:
@@ -188,9 +188,9 @@ def _write_qwen_moe(config: CausalConfig) -> Values:
 
 def _read_qwen2_moe(c: Any) -> CausalConfig:
     shared = {"shared_hidden": c.shared_expert_intermediate_size, "shared_gate": "sigmoid"}
-    moe = moe_recipe(c, hidden=c.moe_intermediate_size, num_experts=c.num_experts, **_softmax_first(c), **shared)
-    heads = attention(c, bias=bool(c.qkv_bias))
-    return causal(c, heads, windows=_layer_windows(c), moe=moe, dense_blocks=_dense_blocks(c))
+    moe = moe_recipe(c, {**_softmax_first(c), **shared}, hidden=c.moe_intermediate_size, num_experts=c.num_experts)
+    heads = attention(c, {"bias": bool(c.qkv_bias)})
+    return causal(c, heads, {"windows": _layer_windows(c), "moe": moe, "dense_blocks": _dense_blocks(c)})
 
 
 def _write_qwen2_moe(config: CausalConfig) -> Values:
@@ -202,9 +202,9 @@ def _write_qwen2_moe(config: CausalConfig) -> Values:
 
 def _read_qwen3_moe(c: Any) -> CausalConfig:
     bias = bool(c.attention_bias)
-    moe = moe_recipe(c, hidden=c.moe_intermediate_size, num_experts=c.num_experts, **_softmax_first(c))
-    heads = attention(c, bias=bias, out_bias=bias, qk_norm="head")
-    return causal(c, heads, windows=_uniform_window(c), moe=moe, dense_blocks=_dense_blocks(c))
+    moe = moe_recipe(c, {**_softmax_first(c)}, hidden=c.moe_intermediate_size, num_experts=c.num_experts)
+    heads = attention(c, {"bias": bias, "out_bias": bias, "qk_norm": "head"})
+    return causal(c, heads, {"windows": _uniform_window(c), "moe": moe, "dense_blocks": _dense_blocks(c)})
 
 
 def _write_qwen3_moe(config: CausalConfig) -> Values:
@@ -215,8 +215,8 @@ def _read_olmoe(c: Any) -> CausalConfig:
     if c.clip_qkv is not None:
         raise UserError(f"expected clip_qkv=None, got {c.clip_qkv}: clipped queries and keys are not supported")
     bias = bool(c.attention_bias)
-    moe = moe_recipe(c, hidden=c.intermediate_size, num_experts=c.num_experts, **_softmax_first(c))
-    return causal(c, attention(c, bias=bias, out_bias=bias, qk_norm="all"), moe=moe)
+    moe = moe_recipe(c, {**_softmax_first(c)}, hidden=c.intermediate_size, num_experts=c.num_experts)
+    return causal(c, attention(c, {"bias": bias, "out_bias": bias, "qk_norm": "all"}), {"moe": moe})
 
 
 def _write_olmoe(config: CausalConfig) -> Values:
@@ -229,10 +229,10 @@ def _read_gpt_oss(c: Any) -> CausalConfig:
         raise UserError(f"expected swiglu_alpha=1.702 and limit 7.0, got {c.swiglu_alpha} and {c.swiglu_limit}")
     bias = bool(c.attention_bias)
     moe = moe_recipe(
-        c, hidden=c.intermediate_size, num_experts=c.num_local_experts, activation="clamped_swiglu", bias=True
+        c, {"activation": "clamped_swiglu", "bias": True}, hidden=c.intermediate_size, num_experts=c.num_local_experts
     )
-    heads = attention(c, bias=bias, out_bias=bias, sinks=True)
-    return causal(c, heads, windows=_layer_windows(c), moe=moe, router_bias=True)
+    heads = attention(c, {"bias": bias, "out_bias": bias, "sinks": True})
+    return causal(c, heads, {"windows": _layer_windows(c), "moe": moe, "router_bias": True})
 
 
 def _write_gpt_oss(config: CausalConfig) -> Values:
@@ -244,11 +244,13 @@ def _read_granite(c: Any) -> CausalConfig:
     scale = None if c.attention_multiplier == width**-0.5 else float(c.attention_multiplier)
     return causal(
         c,
-        attention(c, bias=bias, out_bias=bias, scale=scale),
-        moe=moe_recipe(c, hidden=c.intermediate_size, num_experts=c.num_local_experts),
-        embedding_scale=float(c.embedding_multiplier),
-        residual_scale=float(c.residual_multiplier),
-        logits_scale=float(c.logits_scaling),
+        attention(c, {"bias": bias, "out_bias": bias, "scale": scale}),
+        {
+            "moe": moe_recipe(c, hidden=c.intermediate_size, num_experts=c.num_local_experts),
+            "embedding_scale": float(c.embedding_multiplier),
+            "residual_scale": float(c.residual_multiplier),
+            "logits_scale": float(c.logits_scaling),
+        },
     )
 
 

@@ -14,19 +14,21 @@ def _latent_attention(c: Any, *, interleaved: bool) -> AttentionConfig:
     bias = bool(c.attention_bias)
     return attention(
         c,
-        head_dim=c.qk_nope_head_dim,
-        rotary=rotary(c, interleaved=interleaved),
-        bias=bias,
-        out_bias=bias,
-        latent=Latent(kv_rank=c.kv_lora_rank, q_rank=c.q_lora_rank, value_dim=c.v_head_dim),
-        scale=latent_scale(c, c.qk_nope_head_dim + c.qk_rope_head_dim),
+        {
+            "head_dim": c.qk_nope_head_dim,
+            "rotary": rotary(c, interleaved=interleaved),
+            "bias": bias,
+            "out_bias": bias,
+            "latent": Latent(kv_rank=c.kv_lora_rank, q_rank=c.q_lora_rank, value_dim=c.v_head_dim),
+            "scale": latent_scale(c, c.qk_nope_head_dim + c.qk_rope_head_dim),
+        },
     )
 
 
 def _mixture(c: Any, **changes: Any) -> MoEConfig:
     hidden = c.moe_intermediate_size
     shared = {"shared_hidden": c.n_shared_experts * hidden}
-    return moe_recipe(c, hidden=hidden, num_experts=c.n_routed_experts, **shared, **changes)
+    return moe_recipe(c, {**shared, **changes}, hidden=hidden, num_experts=c.n_routed_experts)
 
 
 def _sigmoid_mixture(c: Any) -> MoEConfig:
@@ -52,7 +54,7 @@ def read_v3(c: Any) -> CausalConfig:
         'sigmoid_bias'
     """
     config = _latent_attention(c, interleaved=bool(c.rope_interleave))
-    return causal(c, config, moe=_sigmoid_mixture(c), dense_blocks=_first_blocks(c))
+    return causal(c, config, {"moe": _sigmoid_mixture(c), "dense_blocks": _first_blocks(c)})
 
 
 def read_v2(c: Any) -> CausalConfig:
@@ -71,7 +73,7 @@ def read_v2(c: Any) -> CausalConfig:
         if getattr(c, name) != value:
             raise UserError(f"expected {name}={value!r}, as DeepSeek-V2-Lite has it, got {getattr(c, name)!r}")
     moe = _mixture(c, router_options={"order": "softmax_topk"})
-    return causal(c, _latent_attention(c, interleaved=True), moe=moe, dense_blocks=_first_blocks(c))
+    return causal(c, _latent_attention(c, interleaved=True), {"moe": moe, "dense_blocks": _first_blocks(c)})
 
 
 def read_glm(c: Any) -> CausalConfig:
@@ -83,8 +85,8 @@ def read_glm(c: Any) -> CausalConfig:
         >>> config.attention.head_dim, 2 * len(config.attention.rotary.frequencies)
         (8, 4)
     """
-    config = attention(c, bias=bool(c.attention_bias), qk_norm="head" if c.use_qk_norm else "none")
-    return causal(c, config, moe=_sigmoid_mixture(c), dense_blocks=_first_blocks(c))
+    config = attention(c, {"bias": bool(c.attention_bias), "qk_norm": "head" if c.use_qk_norm else "none"})
+    return causal(c, config, {"moe": _sigmoid_mixture(c), "dense_blocks": _first_blocks(c)})
 
 
 def _write_mixture(config: CausalConfig, family: str, *, router: str) -> Values:

@@ -1,12 +1,14 @@
 """What the configs of all families have in common, in both directions: theirs -> ours, and our values -> theirs."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixtura.config import MoEConfig
 from mixtura.errors import UserError
 from mixtura.hub.library import rotary
 from mixtura.models.attention import AttentionConfig
-from mixtura.models.causal import CausalConfig
+
+if TYPE_CHECKING:
+    from mixtura.models.causal import CausalConfig
 
 Values = dict[str, Any]
 # A gated MLP's activation by its gate's; no family has another.
@@ -30,12 +32,12 @@ def activation(config: Any) -> str:
     return ACTIVATIONS[config.hidden_act]
 
 
-def attention(c: Any, **changes: Any) -> AttentionConfig:
+def attention(c: Any, changes: Values | None = None) -> AttentionConfig:
     """Our attention of a config, but for what a family has in another way.
 
     Example:
         >>> from mixtura.hub.library import make_config
-        >>> attention(make_config("llama", {"hidden_size": 64, "num_attention_heads": 4})).head_dim
+        >>> attention(make_config("llama", {"hidden_size": 64, "num_attention_heads": 4}), {}).head_dim
         16
     """
     heads = c.num_attention_heads
@@ -46,20 +48,22 @@ def attention(c: Any, **changes: Any) -> AttentionConfig:
         "head_dim": getattr(c, "head_dim", None) or c.hidden_size // heads,
         "eps": c.rms_norm_eps,
     }
-    if "rotary" not in changes:
+    if "rotary" not in (changes or {}):
         values["rotary"] = rotary(c)
-    return AttentionConfig(**{**values, **changes})
+    return AttentionConfig(**{**values, **(changes or {})})
 
 
-def causal(c: Any, attention: AttentionConfig, **changes: Any) -> CausalConfig:
+def causal(c: Any, attention: AttentionConfig, changes: Values | None = None) -> "CausalConfig":
     """Our decoder of a config with this attention, but for what a family has in another way.
 
     Example:
         >>> from mixtura.hub.library import make_config
         >>> config = make_config("llama", {"num_hidden_layers": 3})
-        >>> causal(config, attention(config)).layers
+        >>> causal(config, attention(config, {}), {}).layers
         3
     """
+    from mixtura.models.causal import CausalConfig  # late: chains of imports stay short
+
     values = {
         "vocab_size": c.vocab_size,
         "context": c.max_position_embeddings,
@@ -70,13 +74,14 @@ def causal(c: Any, attention: AttentionConfig, **changes: Any) -> CausalConfig:
         "tie_weights": c.tie_word_embeddings,
         "special_tokens": {name: getattr(c, name) for name in SPECIAL},
     }
-    return CausalConfig(attention=attention, **{**values, **changes})
+    return CausalConfig(attention=attention, **{**values, **(changes or {})})
 
 
-def shared_values(config: CausalConfig) -> Values:
+def shared_values(config: "CausalConfig") -> Values:
     """Their values of what all families write alike.
 
     Example:
+        >>> from mixtura.models.causal import CausalConfig
         >>> config = CausalConfig.plain(vocab_size=10, context=16, layers=2, dim=8, heads=2, hidden=16)
         >>> shared_values(config)["hidden_act"]
         'silu'
@@ -103,26 +108,29 @@ def shared_values(config: CausalConfig) -> Values:
     }
 
 
-def moe_recipe(c: Any, *, hidden: int, num_experts: int, **changes: Any) -> MoEConfig:
+def moe_recipe(c: Any, changes: Values | None = None, *, hidden: int, num_experts: int) -> MoEConfig:
     """Our mixture of a config, but for what a family has in another way.
 
     Example:
         >>> from mixtura.hub.library import make_config
-        >>> moe_recipe(make_config("mixtral", {}), hidden=8, num_experts=4).k
+        >>> moe_recipe(make_config("mixtral", {}), {}, hidden=8, num_experts=4).k
         2
     """
     k, coefficient = c.num_experts_per_tok, getattr(c, "router_aux_loss_coef", None)
     # Theirs has its minimum at K, ours at 1.
     losses = {"load_balance": coefficient * k} if coefficient else {}
     values = {"dim": c.hidden_size, "hidden": hidden, "num_experts": num_experts, "k": k, "losses": losses}
-    return MoEConfig(**{"activation": activation(c), "router": "topk", "router_options": {}, **values, **changes})
+    return MoEConfig(
+        **{"activation": activation(c), "router": "topk", "router_options": {}, **values, **(changes or {})}
+    )
 
 
-def recipe(config: CausalConfig) -> MoEConfig:
+def recipe(config: "CausalConfig") -> MoEConfig:
     """The mixture of a decoder that has one.
 
     Example:
         >>> moe = MoEConfig(dim=8, hidden=16, num_experts=4)
+        >>> from mixtura.models.causal import CausalConfig
         >>> config = CausalConfig.plain(vocab_size=10, context=16, layers=2, dim=8, heads=2, hidden=16, moe=moe)
         >>> recipe(config) == moe
         True
