@@ -52,6 +52,18 @@ def decode() -> str:
     return table(["tokens", "dtype", "ms", "to reading the touched experts at the speed of a copy"], rows)
 
 
+def share() -> str:
+    """What of a whole layer's time lies around the kernel's two calls."""
+    r = load("share")
+    rows = []
+    for row in r["rows"]:
+        sizes = ", ".join(f"{row[name]:,}" for name in ("tokens", "dim", "hidden", "num_experts", "k"))
+        times = [f"{row[name]:.1f}" for name in ("layer ms", "kernel ms")]
+        rows.append([f"{sizes}, {row['dtype']}", *times, f"{row['around']:.0%}", f"{row['beyond']:.0%}"])
+    header = ["T, D, F, E, K, dtype", "layer, ms", "its kernel, ms", "around the kernel", "beyond the products"]
+    return f"{table(header, rows)}\n{measured_on(r)}\n"
+
+
 def trainer() -> str:
     """`mixtura train` beside transformers' Trainer."""
     r = load("trainer")
@@ -115,7 +127,7 @@ def hub_layer() -> str:
 
 
 HUB: dict[str, Callable[[], str]] = {"hub_layer": hub_layer}
-SPEED: dict[str, Callable[[], str]] = {"layer": layer, "decode": decode, "trainer": trainer}
+SPEED: dict[str, Callable[[], str]] = {"layer": layer, "decode": decode, "share": share, "trainer": trainer}
 ROUTERS: dict[str, Callable[[], str]] = {
     "routers_toy": routers_toy,
     "routers_model": routers_model,
