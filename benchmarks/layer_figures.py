@@ -43,13 +43,16 @@ def layer_summary() -> str:
 
 
 def decode() -> str:
-    """Few tokens without gradients, beside reading the touched experts once."""
-    rows = [
-        [f"{row['tokens']}", row["dtype"], f"{row['mixtura ms']:.2f}", f"{row['to reading']:.2f}x"]
-        for row in load("layer_cpu")["rows"]
-        if row.get("decoding")
-    ]
-    return table(["tokens", "dtype", "ms", "to reading the touched experts at the speed of a copy"], rows)
+    """Few tokens without gradients, beside reading the touched experts once and beside other people's layers."""
+    r = load("decode")
+    header = ["T, D, F, E, K, dtype", "ms", "to reading", "to the best peer", "best peer"]
+    rows = []
+    for row in r["rows"]:
+        sizes = ", ".join(f"{row[name]:,}" for name in ("tokens", "dim", "hidden", "num_experts", "k"))
+        ratios = [f"{row[name]:.2f}x" for name in ("to reading", "to best peer")]
+        rows.append([f"{sizes}, {row['dtype']}", f"{row['mixtura ms']:.2f}", *ratios, row["best peer"]])
+    means = ", ".join(f"{name} {value:.2f}x" for name, value in r["geometric means"].items())
+    return f"{table(header, rows)}\nGeometric means: {means}. {measured_on(r)}\n"
 
 
 def share() -> str:
