@@ -43,13 +43,28 @@ def layer_summary() -> str:
 
 
 def decode() -> str:
-    """Few tokens without gradients, beside reading the touched experts once."""
-    rows = [
-        [f"{row['tokens']}", row["dtype"], f"{row['mixtura ms']:.2f}", f"{row['to reading']:.2f}x"]
-        for row in load("layer_cpu")["rows"]
-        if row.get("decoding")
-    ]
-    return table(["tokens", "dtype", "ms", "to reading the touched experts at the speed of a copy"], rows)
+    """Few tokens without gradients, beside reading the touched experts once and beside other people's layers."""
+    r = load("decode")
+    header = ["T, D, F, E, K, dtype", "ms", "to reading", "to the best peer", "best peer"]
+    rows = []
+    for row in r["rows"]:
+        sizes = ", ".join(f"{row[name]:,}" for name in ("tokens", "dim", "hidden", "num_experts", "k"))
+        ratios = [f"{row[name]:.2f}x" for name in ("to reading", "to best peer")]
+        rows.append([f"{sizes}, {row['dtype']}", f"{row['mixtura ms']:.2f}", *ratios, row["best peer"]])
+    means = ", ".join(f"{name} {value:.2f}x" for name, value in r["geometric means"].items())
+    return f"{table(header, rows)}\nGeometric means: {means}. {measured_on(r)}\n"
+
+
+def share() -> str:
+    """What of a whole layer's time lies around the kernel's two calls."""
+    r = load("share")
+    rows = []
+    for row in r["rows"]:
+        sizes = ", ".join(f"{row[name]:,}" for name in ("tokens", "dim", "hidden", "num_experts", "k"))
+        times = [f"{row[name]:.1f}" for name in ("layer ms", "kernel ms")]
+        rows.append([f"{sizes}, {row['dtype']}", *times, f"{row['around']:.0%}", f"{row['beyond']:.0%}"])
+    header = ["T, D, F, E, K, dtype", "layer, ms", "its kernel, ms", "around the kernel", "beyond the products"]
+    return f"{table(header, rows)}\n{measured_on(r)}\n"
 
 
 def trainer() -> str:
@@ -131,7 +146,7 @@ def hub_step() -> str:
 
 
 HUB: dict[str, Callable[[], str]] = {"hub_layer": hub_layer, "hub_step": hub_step}
-SPEED: dict[str, Callable[[], str]] = {"layer": layer, "decode": decode, "trainer": trainer}
+SPEED: dict[str, Callable[[], str]] = {"layer": layer, "decode": decode, "share": share, "trainer": trainer}
 ROUTERS: dict[str, Callable[[], str]] = {
     "routers_toy": routers_toy,
     "routers_model": routers_model,

@@ -50,8 +50,10 @@ class TestEitherWay:
 
     @pytest.mark.parametrize("most", [1, 300, 1 << 20])
     @pytest.mark.parametrize("bias", [False, True])
-    def test_cross_entropy_is_torchs_in_chunks_of_any_size(self, most, bias, monkeypatch):
+    @pytest.mark.parametrize("least", [1, 1 << 20], ids=["oneDNN", "torch"])
+    def test_cross_entropy_is_torchs_in_chunks_of_any_size(self, most, bias, least, monkeypatch):
         monkeypatch.setattr(fused, "MOST_LOGITS", most)
+        monkeypatch.setattr(fused, "LEAST_FOR_ONEDNN", least)
         x, head, target = torch.randn(150, 3, requires_grad=True), nn.Linear(3, 5, bias=bias), torch.randint(5, (150,))
         same(fused.linear_cross_entropy(x, head, target), F.cross_entropy(head(x), target), [x, head.weight])
         with torch.no_grad():

@@ -96,8 +96,7 @@ MIXTURA_INLINE void product(int64_t m, int64_t depth, int64_t panels, float* scr
 constexpr int DOTS = W == 16 ? 4 : 2;  // rows of x in one block of dot products: W / DOTS rows of the matrix
 
 // For few rows: m rows of x (packed, `lda` words apart) times `columns` rows of a matrix that is read once and in place.
-// c (m, columns) = x matrix^T. A row is about a page long, and the hardware looks ahead within a page only, so each step
-// asks for its place in the next block of rows.
+// c (m, columns) = x matrix^T.
 template <class T>
 static void dot_products(const float* x, int64_t lda, int64_t m, const T* matrix, int64_t width, int64_t columns, float* c,
                          int64_t ldc) {
@@ -114,10 +113,7 @@ static void dot_products(const float* x, int64_t lda, int64_t m, const T* matrix
       const auto step = [&](int64_t k, int64_t left) {
         V row[ROWS];
 #pragma GCC unroll 4
-        for (int r = 0; r < ROWS; r++) {
-          row[r] = Words<T>::load(rows[r] + k * PER, left);
-          if (i == 0) __builtin_prefetch(rows[r] + ROWS * width + k * PER);
-        }
+        for (int r = 0; r < ROWS; r++) row[r] = Words<T>::load(rows[r] + k * PER, left);
 #pragma GCC unroll 4
         for (int d = 0; d < DOTS; d++) {
           const V value = *(const Vu*)(xs[d] + k);

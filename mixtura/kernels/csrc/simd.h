@@ -49,11 +49,15 @@ MIXTURA_INLINE V choose(I mask, V yes, V no) { return (V)(((I)yes & mask) | ((I)
 MIXTURA_INLINE V widen(H bits) { return (V)(__builtin_convertvector(bits, U) << 16); }
 
 MIXTURA_INLINE H narrow(V value) {  // round to nearest even; a NaN stays one
+#if defined(__AVX512BF16__)
+  return (H)_mm512_cvtneps_pbh((__m512)value);  // what is below every normal number becomes 0
+#else
   const U bits = (U)value;
   const U rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const U nan = (bits >> 16) | 0x40;
   const U is_nan = (U)(value != value);
   return __builtin_convertvector((nan & is_nan) | (rounded & ~is_nan), H);
+#endif
 }
 
 MIXTURA_INLINE V load(const float* p) { return *(const Vu*)p; }
