@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import classical_figures, layer_figures
+from benchmarks import classical_figures, layer_figures, multitask_figures
 from benchmarks.common import load, measured_on, table
 
 README = Path(__file__).parent.parent / "README.md"
@@ -65,6 +65,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     DOCS / "hub.md": layer_figures.HUB,
     DOCS / "classical.md": classical_figures.CLASSICAL,
     DOCS / "hme.md": classical_figures.HME,
+    DOCS / "multitask.md": multitask_figures.MULTITASK,
 }
 
 
