@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import RESULTS, save
-from benchmarks.parts import part
+from benchmarks.parts import has, part
 from mixtura.multitask import PLE, MMoE, MultiTask, OMoE, SharedBottom, TableEncoder, Task, auc, task_losses
 from mixtura.train.data.census import CODES, LEFT_OUT, census
 from mixtura.train.data.schema import Schema, Table, encode, learn
@@ -148,12 +148,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only-seed", type=int, help="only this part, and no result")
     parser.add_argument("--models", nargs="*", default=list(MODELS), help="with --only-seed: only these")
+    parser.add_argument("--kept", action="store_true", help="report the runs that are there, and train no other")
     options = parser.parse_args()
     schema, rows, notes = data()
     print("\n".join(notes), flush=True)
     models: dict[str, Any] = {}
     for seed in range(options.seeds) if options.only_seed is None else [options.only_seed]:
         for name in MODELS if options.only_seed is None else options.models:
+            if options.kept and not has(f"census/{name} {seed}"):
+                continue
             run = part(f"census/{name} {seed}", partial(train, name, schema, rows, seed=seed))
             row = models.setdefault(name, {"income": [], "college": [], "gates": run["gates"]})
             row |= {key: run[key] for key in ("parameters", "processor seconds")}
@@ -164,7 +167,7 @@ def main() -> None:
         return
     for row in models.values():
         row["mean"], row["best"] = round(mean(row["income"]), 4), round(max(row["income"]), 4)
-        row["standard deviation"] = round(stdev(row["income"]), 4)
+        row["standard deviation"] = round(stdev(row["income"]), 4) if len(row["income"]) > 1 else None
     labels = rows["train"][2]
     correlation = float(torch.corrcoef(torch.stack([labels["income"], labels["college"]]))[0, 1])
     result = {"seeds": options.seeds, "correlation": round(correlation, 4), "published": PUBLISHED, "models": models}

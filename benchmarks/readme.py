@@ -8,7 +8,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import classical_figures, layer_figures, parallel_figures, surgery_figures, vision_figures
+from benchmarks import (
+    classical_figures,
+    layer_figures,
+    multitask_figures,
+    parallel_figures,
+    surgery_figures,
+    vision_figures,
+)
 from benchmarks.common import load, measured_on, table
 
 README = Path(__file__).parent.parent / "README.md"
@@ -68,6 +75,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     DOCS / "classical.md": classical_figures.CLASSICAL,
     DOCS / "hme.md": classical_figures.HME,
     DOCS / "vision.md": vision_figures.VISION,
+    DOCS / "multitask.md": multitask_figures.MULTITASK,
 }
 
 

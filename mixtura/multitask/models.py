@@ -12,6 +12,9 @@ from mixtura.multitask.mixing import SHARED, ExpertStack, Level, MakeExperts, Ma
 from mixtura.multitask.tasks import Prediction, Task, both, check_tasks
 from mixtura.routers.dense import Dense
 
+# For each level whose experts, and how many, and whose gate mixes whose experts.
+Plan = list[tuple[dict[str | None, int], dict[str | None, tuple[str | None, ...]]]]
+
 
 class Options(TypedDict, total=False):
     """What every multi-task model takes beside its own arguments; see `MultiTask`.
@@ -70,7 +73,7 @@ class MultiTask(nn.Module):
         encoder: nn.Module | None,
         *,
         tasks: Sequence[Task],
-        plan: Sequence[tuple[dict[str | None, int], dict[str | None, tuple[str | None, ...]]]],
+        plan: Plan,
         source: Mapping[str, str | None],
         **options: Unpack[MixtureOptions],
     ) -> None:
@@ -120,7 +123,7 @@ class MultiTask(nn.Module):
         """
         if task not in self.source:
             raise UserError(f"expected a task among {', '.join(self.source)}, got {task!r}")
-        at = self.levels[level]
+        at = self._level(level)
         mixed = at.mixes.get(task, at.mixes.get(SHARED, ()))
         names = [f"{group or 'shared'} {number}" for group in mixed for number in range(at.groups[group])]
         return names if len(names) > 1 else []
@@ -131,10 +134,16 @@ class MultiTask(nn.Module):
         Raises:
             UserError: a model that shares no expert.
         """
-        level = self.levels[-1]
+        level = self._level(-1)
         if SHARED not in level.groups:
             raise UserError("expected a model with shared experts, got one without; GradNorm needs what tasks share")
-        return list(level.experts[list(level.groups).index(SHARED)].parameters())
+        experts: nn.Module = level.experts[list(level.groups).index(SHARED)]
+        return list(experts.parameters())
+
+    def _level(self, number: int) -> Level:
+        level = self.levels[number]
+        assert isinstance(level, Level)
+        return level
 
 
 class SharedBottom(MultiTask):
@@ -163,8 +172,8 @@ class SharedBottom(MultiTask):
         **options: Unpack[Options],
     ) -> None:
         source: dict[str, str | None] = {task.name: SHARED for task in tasks}
-        plan = [({SHARED: 1}, {SHARED: (SHARED,)})]
-        super().__init__(encoder, tasks=tasks, plan=plan, source=source, expert=bottom, **options)  # type: ignore[misc]  # mypy does not subtract keys
+        plan: Plan = [({SHARED: 1}, {SHARED: (SHARED,)})]
+        super().__init__(encoder, tasks=tasks, plan=plan, source=source, expert=bottom, **options)
 
 
 class OMoE(MultiTask):
@@ -193,7 +202,7 @@ class OMoE(MultiTask):
     ) -> None:
         _check_counts(num_experts=num_experts)
         source: dict[str, str | None] = {task.name: SHARED for task in tasks}
-        plan = [({SHARED: num_experts}, {SHARED: (SHARED,)})]
+        plan: Plan = [({SHARED: num_experts}, {SHARED: (SHARED,)})]
         super().__init__(encoder, tasks=tasks, plan=plan, source=source, **options)
 
 
@@ -277,9 +286,7 @@ class PLE(MultiTask):
         super().__init__(encoder, tasks=tasks, plan=plan, source=dict(zip(names, names, strict=True)), **options)
 
 
-def _extraction(
-    names: Sequence[str], counts: Mapping[str, int], *, shared: int, levels: int
-) -> list[tuple[dict[str | None, int], dict[str | None, tuple[str | None, ...]]]]:
+def _extraction(names: Sequence[str], counts: Mapping[str, int], *, shared: int, levels: int) -> Plan:
     """Groups and gates of each level; below the last one a shared gate too."""
     groups: dict[str | None, int] = {**{name: counts[name] for name in names if counts[name]}, SHARED: shared}
     own: dict[str | None, tuple[str | None, ...]] = {

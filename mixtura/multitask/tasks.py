@@ -106,8 +106,12 @@ class Prediction:
 
     def predictions(self) -> dict[str, Tensor]:
         """task -> probability of a binary task (B,), value of a regression (B,), probabilities (B, classes)."""
-        say = {"binary": torch.sigmoid, "regression": lambda s: s, "multiclass": lambda s: s.softmax(-1)}
-        return {task.name: say[task.kind](self.scores[task.name]) for task in self.tasks}
+        told = {}
+        for task in self.tasks:
+            score = self.scores[task.name]
+            probability = score.softmax(-1) if task.kind == "multiclass" else score.sigmoid()
+            told[task.name] = score if task.kind == "regression" else probability
+        return told
 
 
 def both(first: Tensor, second: Tensor) -> Tensor:

@@ -128,6 +128,8 @@ def learn(sheet: Sheet, columns: Columns, rows: np.ndarray) -> Schema:
         ('binary', ('no', 'yes'), ('A',), 4.0)
     """
     kinds = columns.kinds()
+    if not kinds:
+        raise UserError(f"{sheet.path}: expected at least one label column, got none; give Columns(labels=...)")
     named = {"label": kinds, "numeric": columns.numeric, "categorical": columns.categorical}
     for what, names in (*named.items(), ("ignored", columns.ignore), ("weight", (columns.weight,))):
         for name in filter(None, names):

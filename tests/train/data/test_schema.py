@@ -119,6 +119,7 @@ MANY = "n,click\n" + "".join(f"{i},{i % 2}\n" for i in range(20))
         ("n,click\n,0\n,1\n", {}, "a.csv, column 'n': expected a value in the training rows, got none"),
         ("click\n0\n1\n", {}, "a.csv: expected columns beside the labels, got none that is an input"),
         ("n,click\n1,0\n", {"labels": ("buy",)}, "a.csv: expected the label column 'buy', got columns n, click"),
+        ("n,click\n1,0\n", {"labels": ()}, "a.csv: expected at least one label column, got none"),
         ("n,click\n1,0\n", {"ignore": ("x",)}, "a.csv: expected the ignored column 'x'"),
     ],
 )
