@@ -40,8 +40,9 @@ def vision_capacity() -> str:
     order, priority = r["accuracy"]["token order"], r["accuracy"]["batch priority"]
     above = sum(a >= b for a, b in zip(priority, order, strict=True))
     sentence = f"Batch priority is at or above token order at {above} of {len(order)} capacities."
-    about = f"The first {r['images']:,} held-out images, {r['images routed together']} routed together."
-    return f"{figures}\n{sentence} {about}\n"
+    dense, together = f"The dense twin reaches {r['dense twin']:.2%}.", r["images routed together"]
+    about = f"The first {r['images']:,} held-out images, {together} routed together."
+    return f"{figures}\n{sentence} {dense} {about}\n"
 
 
 def generation() -> str:
