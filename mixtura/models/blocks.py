@@ -70,6 +70,8 @@ class BlocksConfig:
     """Rows per expert as a multiple of the even share; None: dropless."""
     policy: Policy = "drop"
     """Who is kept when an expert is full."""
+    dense_hidden: int = 0
+    """Hidden width of the dense feed-forward blocks between mixtures; 0: as hidden."""
     shared_hidden: int = 0
     """Hidden width of an expert that every token passes; 0: none."""
     losses: Mapping[str, float] = field(default_factory=lambda: loss_coefficients({"load_balance": 1e-2, "z": 1e-3}))
@@ -109,7 +111,7 @@ class BlocksConfig:
         """The mixture or the dense MLP of block number `block`, from 0."""
         if self.is_moe(block):
             return self.moe().build()
-        return MLP(dim=self.dim, hidden=self.hidden, activation=self.activation)
+        return MLP(dim=self.dim, hidden=self.dense_hidden or self.hidden, activation=self.activation)
 
 
 @dataclass(frozen=True, kw_only=True)

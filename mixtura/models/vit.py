@@ -43,14 +43,14 @@ class ViTConfig(PatchesConfig):
     """Transformer blocks."""
     heads: int = 3
     """H, attention heads; they divide the width."""
-    hidden: int = 96
-    """F, hidden width of a dense feed-forward block."""
+    hidden: int = 48
+    """F, hidden width of each expert; dense_hidden / k gives as many active parameters as a dense block has."""
+    dense_hidden: int = 96
+    """Hidden width of the dense feed-forward blocks; 0: as hidden."""
     num_experts: int = 8
     """E, experts of each mixture; 0: a dense model."""
     k: int = 2
     """K, experts per patch."""
-    expert_hidden: int = 48
-    """Hidden width of each expert; 0: that of the dense blocks. hidden / k gives as many active parameters as these."""
     moe_every: int = 2
     """Every n-th block is a mixture, counted so that the last of each n is one; the others are dense."""
     moe_last: int = 0
@@ -70,9 +70,8 @@ class ViTConfig(PatchesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("moe_last", "expert_hidden"):
-            if getattr(self, name) < 0:
-                raise UserError(f"expected {name} of at least 0, got {getattr(self, name)}")
+        if self.moe_last < 0:
+            raise UserError(f"expected moe_last of at least 0, got {self.moe_last}")
         if self.num_classes < 2:
             raise UserError(f"expected num_classes of at least 2, got {self.num_classes}")
 
@@ -85,12 +84,7 @@ class ViTConfig(PatchesConfig):
 
     def moe(self) -> MoEConfig:
         """The recipe of each mixture."""
-        base = super().moe()
-        return replace(
-            base,
-            hidden=self.expert_hidden or self.hidden,
-            eval_capacity=Capacity(factor=self.eval_capacity_factor),
-        )
+        return replace(super().moe(), eval_capacity=Capacity(factor=self.eval_capacity_factor))
 
 
 class ViT(nn.Module):

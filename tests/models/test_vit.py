@@ -12,7 +12,7 @@ from mixtura.models.count import count_parameters
 from mixtura.models.patches import patches_of
 from mixtura.models.vit import ViT, ViTConfig
 
-TINY = ViTConfig(image_size=8, patch_size=2, dim=12, layers=2, heads=2, hidden=16, expert_hidden=8, num_experts=4)
+TINY = ViTConfig(image_size=8, patch_size=2, dim=12, layers=2, heads=2, hidden=8, dense_hidden=16, num_experts=4)
 NO_NEED = {"capacity_factor": None, "losses": {}}
 ROUTERS = {
     "v-moe": {},

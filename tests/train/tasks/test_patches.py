@@ -14,7 +14,7 @@ from mixtura.models.vit import ViT, ViTConfig
 from mixtura.train.data.images import Images, ImageSet
 from mixtura.train.tasks.patches import coloured, expert_of_patch, patch_panels, png
 
-TINY = ViTConfig(image_size=8, patch_size=2, dim=12, layers=2, heads=2, hidden=16, expert_hidden=8, num_experts=4)
+TINY = ViTConfig(image_size=8, patch_size=2, dim=12, layers=2, heads=2, hidden=8, dense_hidden=16, num_experts=4)
 
 
 def make_model(**options) -> ViT:

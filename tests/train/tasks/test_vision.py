@@ -15,8 +15,8 @@ from tests.train.tiny import rows
 
 OPTIONS = {
     "model.dim": 16,
-    "model.hidden": 16,
-    "model.expert-hidden": 8,
+    "model.hidden": 8,
+    "model.dense-hidden": 16,
     "model.heads": 2,
     "model.layers": 2,
     "model.num-experts": 4,
@@ -46,7 +46,7 @@ def tiny_task(**data) -> VisionTask:
     pixels = torch.tensor([20, 30, 220, 240], dtype=torch.uint8).view(-1, 1, 1, 1).expand(4, 1, 8, 8).contiguous()
     part = ImageSet(pixels, torch.tensor([0, 0, 1, 1]))
     images = Images(name="t", classes=("dark", "bright"), train=part, val=part)
-    sizes = {"image_size": 0, "dim": 16, "hidden": 16, "heads": 2, "layers": 2, "patch_size": 2}
+    sizes = {"image_size": 0, "dim": 16, "hidden": 8, "heads": 2, "layers": 2, "patch_size": 2}
     return VisionTask.of(VisionConfig(model=ViTConfig(**sizes), data=ImageConfig(batch_size=3, **data)), images)
 
 
