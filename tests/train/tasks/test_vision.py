@@ -77,6 +77,20 @@ class TestFromTheCommandLine:
         assert main(["resume", str(tmp_path / "parts" / "runs" / "tiny"), "--checkpoint", "3"]) == 0
         assert rows(tmp_path / "parts" / "runs" / "tiny") == whole
 
+    @pytest.mark.parametrize(
+        "router",
+        [
+            {"model__router": "soft", "model__k": 4, "model__router_options": ("slots_per_expert", 3)},
+            {"model__router": "expert_choice"},
+            {"model__policy": "priority", "model__eval_capacity_factor": 0.5, "model__losses__load": 5e-3},
+        ],
+        ids=["soft", "expert choice", "priority"],
+    )
+    def test_other_routing(self, tmp_path, router):
+        losses = {"model__losses__importance": 0, "model__losses__load": 0}
+        assert main(command(tmp_path, steps=2, **(losses | router))) == 0
+        assert len(rows(tmp_path / "runs" / "tiny")) == 2
+
     def test_a_folder_of_ones_own(self, tmp_path):
         folder = write_folder(tmp_path / "pets", size=(8, 8))
         assert main(command(tmp_path, "vit-tiny-dense", data__path=folder, model__num_experts=0)) == 0
