@@ -153,7 +153,7 @@ def draw(result: dict[str, Any], samples: dict[str, Tensor], path: Path) -> None
 
     figure, axes = plt.subplots(1, 4, figsize=(12, 4.2), layout="constrained")
     for axis, (name, images) in zip(axes, samples.items(), strict=False):
-        rows = images.view(10, 8, 8, 8).permute(0, 2, 1, 3).reshape(80, 64)
+        rows = images.view(10, 8, 8, 8).permute(0, 2, 1, 3).reshape(80, 64).numpy()
         axis.imshow(rows, cmap="gray", vmin=-1, vmax=1)
         axis.set_axis_off()
         axis.set_title({"dit": "with mixtures", "dit-dense": "dense twin"}[name])
@@ -200,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "collect"))
     parser.add_argument("model", nargs="?", choices=list(MODELS))
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     images = read_images(ImageConfig())

@@ -32,44 +32,4 @@ def vision_models() -> str:
     return f"{table(header, rows)}\nMeans over the runs. {measured_on(r)}\n"
 
 
-def vision_capacity() -> str:
-    """Accuracy at each capacity in evaluation, by the order in which patches are served."""
-    r = load("vision")["capacity"]
-    rows = [[name, *(f"{value:.2%}" for value in values)] for name, values in r["accuracy"].items()]
-    figures = table(["capacity C", *(f"{c:g}" for c in r["C"])], rows)
-    order, priority = r["accuracy"]["token order"], r["accuracy"]["batch priority"]
-    above = sum(a >= b for a, b in zip(priority, order, strict=True))
-    sentence = f"Batch priority is at or above token order at {above} of {len(order)} capacities."
-    about = f"The first {r['images']:,} held-out images, {r['images routed together']} routed together."
-    return f"{figures}\n{sentence} {about}\n"
-
-
-def generation() -> str:
-    """Both generators on the digits."""
-    r = load("generation")
-    names = {"dit": "DiT with mixtures", "dit-dense": "its dense twin"}
-    keys = ("distance", "held-out squared error", "drawn as asked, says the classifier")
-    rows = [
-        [
-            names[name],
-            f"{row[keys[0]]:.3f}",
-            f"{row[keys[1]]:.4f}",
-            f"{row[keys[2]]:.1%}",
-            f"{row['total']:,}",
-            f"{row['active']:,}",
-            f"{row['processor seconds']:.0f}",
-            f"{row['runs']}",
-        ]
-        for name, row in r["models"].items()
-    ]
-    rows.append(["real digits, held out", f"{r['distance of held-out digits']:.3f}", *[""] * 6])
-    header = ["", *keys, "parameters", "active", "processor seconds", "runs"]
-    right = r["classifier's accuracy"]
-    return f"{table(header, rows)}\nThe classifier is right on {right:.1%} of held-out digits. {measured_on(r)}\n"
-
-
-VISION: dict[str, Callable[[], str]] = {
-    "vision_models": vision_models,
-    "vision_capacity": vision_capacity,
-    "generation": generation,
-}
+VISION: dict[str, Callable[[], str]] = {"vision_models": vision_models}

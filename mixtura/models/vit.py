@@ -17,6 +17,8 @@ from mixtura.models.blocks import Block, PatchesConfig, loss_coefficients, reset
 from mixtura.models.fused import RMSNorm
 from mixtura.models.patches import check_images, patches_of
 
+V_MOE = {"order": "softmax_topk", "noise": "1/E"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig(PatchesConfig):
@@ -57,10 +59,8 @@ class ViTConfig(PatchesConfig):
     """In place of moe_every: the last n of the odd-numbered blocks, counted from 0; 0: as moe_every says."""
     router: str = "topk"
     """A name in mixtura.routers.ROUTERS."""
-    router_options: Mapping[str, int | float | bool | str] = field(
-        default_factory=lambda: {"order": "softmax_topk", "noise": "1/E"}
-    )
-    """Further arguments of the router."""
+    router_options: Mapping[str, int | float | bool | str] = field(default_factory=dict)
+    """Further arguments of the router; none with router="topk": V-MoE's order and noise."""
     capacity_factor: float | None = 1.05
     """Rows per expert as a multiple of the even share; None: dropless."""
     eval_capacity_factor: float | None = None
@@ -84,8 +84,9 @@ class ViTConfig(PatchesConfig):
 
     def moe(self) -> MoEConfig:
         """The recipe of each mixture."""
-        base = super().moe()
-        return replace(base, eval_capacity=Capacity(factor=self.eval_capacity_factor))
+        options = self.router_options or (V_MOE if self.router == "topk" else {})
+        eval_capacity = Capacity(factor=self.eval_capacity_factor)
+        return replace(super().moe(), router_options=options, eval_capacity=eval_capacity)
 
 
 class ViT(nn.Module):

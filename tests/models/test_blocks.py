@@ -39,6 +39,12 @@ def test_every_nth_block_is_a_mixture(every, places):
     assert [n for n in range(4) if isinstance(Block(config, n).feed_forward, mx.MoE)] == places
 
 
+def test_dense_blocks_have_a_width_of_their_own():
+    config = BlocksConfig(dim=8, heads=2, hidden=24, expert_hidden=8, num_experts=2, moe_every=2)
+    assert Block(config, 0).feed_forward.up_proj.out_features == 24
+    assert Block(config, 1).feed_forward.experts.hidden == 8
+
+
 def test_a_block_adds_both_branches():
     block = Block(BlocksConfig(dim=8, heads=2, hidden=8, num_experts=0), 0)
     x, context = torch.randn(1, 3, 8), torch.zeros(1, 3)

@@ -80,6 +80,13 @@ def test_the_mean_of_the_patches_is_classified():
     torch.testing.assert_close(model(x), expected)
 
 
+def test_the_routing_of_v_moe_is_the_default_of_topk_alone():
+    router = make_model().blocks[1].feed_forward.router
+    assert (router.order, router.noise, router.renormalize) == ("softmax_topk", 0.25, False)
+    own = make_model(router_options={"noise": 0.5}, losses={}).blocks[1].feed_forward.router
+    assert (own.order, own.noise) == ("topk_softmax", 0.5)
+
+
 def test_capacity_of_training_and_of_evaluation():
     layer = make_model(capacity_factor=1.5, eval_capacity_factor=0.5, policy="priority").blocks[1].feed_forward
     assert (layer.capacity, layer.eval_capacity) == (Capacity(factor=1.5), Capacity(factor=0.5))

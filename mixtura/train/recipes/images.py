@@ -40,7 +40,7 @@ def vit_tiny_dense() -> VisionConfig:
 
 
 def vit_fashion() -> VisionConfig:
-    """The same on Fashion-MNIST, which the Debian package dataset-fashion-mnist brings; patches of 4 x 4 pixels.
+    """The same on Fashion-MNIST, which the Debian package dataset-fashion-mnist brings; patches of 7 x 7 pixels.
 
     Example:
         >>> vit_fashion().data.path
@@ -48,12 +48,11 @@ def vit_fashion() -> VisionConfig:
     """
     return VisionConfig(
         recipe="vit-fashion",
-        model=ViTConfig(image_size=0, patch_size=4),
+        model=ViTConfig(image_size=0, patch_size=7),
         data=ImageConfig(path="fashion-mnist", batch_size=64, crop=2, flip=True),
-        optim=OptimConfig(lr=1.5e-3),
-        steps=5626,
-        eval_interval=703,
-        checkpoint_interval=703,
+        steps=4690,
+        eval_interval=938,
+        checkpoint_interval=938,
     )
 
 

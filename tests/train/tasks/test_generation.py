@@ -12,7 +12,7 @@ from mixtura.train.tasks.generation import GenerationConfig, GenerationTask, as_
 from tests.train.tasks.test_vision import command
 from tests.train.tiny import rows
 
-TINY = {"model__expert_hidden": None, "sample_steps": 2, "data__batch_size": 64}
+TINY = {"sample_steps": 2, "data__batch_size": 64}
 
 
 def tiny_task() -> GenerationTask:

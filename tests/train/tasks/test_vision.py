@@ -15,8 +15,8 @@ from tests.train.tiny import rows
 
 OPTIONS = {
     "model.dim": 16,
-    "model.hidden": 16,
-    "model.expert-hidden": 8,
+    "model.hidden": 8,
+    "model.dense-hidden": 16,
     "model.heads": 2,
     "model.layers": 2,
     "model.num-experts": 4,
@@ -46,7 +46,7 @@ def tiny_task(**data) -> VisionTask:
     pixels = torch.tensor([20, 30, 220, 240], dtype=torch.uint8).view(-1, 1, 1, 1).expand(4, 1, 8, 8).contiguous()
     part = ImageSet(pixels, torch.tensor([0, 0, 1, 1]))
     images = Images(name="t", classes=("dark", "bright"), train=part, val=part)
-    sizes = {"image_size": 0, "dim": 16, "hidden": 16, "heads": 2, "layers": 2, "patch_size": 2}
+    sizes = {"image_size": 0, "dim": 16, "hidden": 8, "heads": 2, "layers": 2, "patch_size": 2}
     return VisionTask.of(VisionConfig(model=ViTConfig(**sizes), data=ImageConfig(batch_size=3, **data)), images)
 
 
@@ -76,6 +76,20 @@ class TestFromTheCommandLine:
         assert whole == parts
         assert main(["resume", str(tmp_path / "parts" / "runs" / "tiny"), "--checkpoint", "3"]) == 0
         assert rows(tmp_path / "parts" / "runs" / "tiny") == whole
+
+    @pytest.mark.parametrize(
+        "router",
+        [
+            {"model__router": "soft", "model__k": 4, "model__router_options": ("slots_per_expert", 3)},
+            {"model__router": "expert_choice"},
+            {"model__policy": "priority", "model__eval_capacity_factor": 0.5, "model__losses__load": 5e-3},
+        ],
+        ids=["soft", "expert choice", "priority"],
+    )
+    def test_other_routing(self, tmp_path, router):
+        losses = {"model__losses__importance": 0, "model__losses__load": 0}
+        assert main(command(tmp_path, steps=2, **(losses | router))) == 0
+        assert len(rows(tmp_path / "runs" / "tiny")) == 2
 
     def test_a_folder_of_ones_own(self, tmp_path):
         folder = write_folder(tmp_path / "pets", size=(8, 8))
