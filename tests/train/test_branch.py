@@ -170,9 +170,10 @@ def test_what_cannot_be_is_refused(seed, branches, tmp_path):
 
 PARENT = """
 import sys, time
+from pathlib import Path
 from mixtura.train.branch import _start
 from mixtura.train.run import Run
-process = _start(Run(sys.argv[1]))
+process = _start(Run(Path(sys.argv[1])))
 print(process.pid, flush=True)
 time.sleep(100)
 """
