@@ -115,9 +115,7 @@ def causal_attention(qkv_BLHd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _times_transposed(x_TD: Tensor, weight_VD: Tensor) -> Tensor:
-    """`x weight^T`, (T, V), by oneDNN where torch has it and it was measured faster than its own fp32 product."""
-    if x_TD.shape[0] < LEAST_FOR_ONEDNN or not _has_onednn():
-        return x_TD @ weight_VD.T
+    """`x weight^T`, (T, V), by oneDNN."""
     y_TV: Tensor = torch.ops.mkldnn._linear_pointwise(x_TD, weight_VD, None, "none", [], "")
     return y_TV
 
@@ -132,14 +130,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:
         T, rows = x_TD.shape[0], max(MOST_LOGITS // weight_VD.shape[0], 64)
-        wanted, weight_DV = any(ctx.needs_input_grad), weight_VD.T.contiguous()
+        wanted, by_onednn = any(ctx.needs_input_grad), min(T, rows) >= LEAST_FOR_ONEDNN and _has_onednn()
+        weight_DV = weight_VD.T.contiguous() if wanted and by_onednn else None
         nats, dx_TD, dweight_VD = x_TD.new_zeros(()), torch.empty_like(x_TD), torch.zeros_like(weight_VD)
         for start in range(0, T, rows):
             x = x_TD[start : start + rows]
-            slope = _times_transposed(x, weight_VD)
+            slope = _times_transposed(x, weight_VD) if by_onednn else x @ weight_VD.T
             nats += dense.cross_entropy_(slope, target_T[start : start + rows], scale=1 / T).sum()
             if wanted:
-                dx_TD[start : start + rows] = _times_transposed(slope, weight_DV)
+                dx = dx_TD[start : start + rows]
+                if weight_DV is None:
+                    torch.mm(slope, weight_VD, out=dx)
+                else:
+                    dx.copy_(_times_transposed(slope, weight_DV))
                 dweight_VD.addmm_(slope.T, x)
         if wanted:
             ctx.save_for_backward(dx_TD, dweight_VD)
