@@ -64,6 +64,8 @@ class GPTConfig:
     """Rows per expert as a multiple of the even share; None: dropless."""
     policy: Policy = "drop"
     """Who is kept when an expert is full."""
+    dense_hidden: int = 0
+    """Hidden width of the dense feed-forward blocks between mixtures; 0: as hidden."""
     shared_hidden: int = 0
     """Hidden width of an expert that every token passes; 0: none."""
     losses: Mapping[str, float] = field(
@@ -204,7 +206,7 @@ class Block(nn.Module):
         self.feed_forward: nn.Module = (
             config.moe().build()
             if config.is_moe(number)
-            else MLP(dim=config.dim, hidden=config.hidden, activation=config.activation)
+            else MLP(dim=config.dim, hidden=config.dense_hidden or config.hidden, activation=config.activation)
         )
 
     def forward(

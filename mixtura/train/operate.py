@@ -121,12 +121,15 @@ def upcycle_run(
     )
     hidden = next(grouped(layer).hidden for layer in mixtures(model).values())
     sizes = replace(
-        config.model, num_experts=num_experts, k=k, router=router, router_options={}, moe_every=every, hidden=hidden
+        config.model,
+        num_experts=num_experts,
+        k=k,
+        router=router,
+        router_options={},
+        moe_every=every,
+        hidden=hidden,
+        dense_hidden=config.model.hidden,
     )
-    if every > 1 and hidden != config.model.hidden:
-        raise UserError(
-            f"expected every=1 with init={init!r}, whose experts are narrower than dense blocks, got {every}"
-        )
     config = following.config(config, out=run.folder.parent, model=sizes)
     return _finish(model, before, LanguageTask(config, task.corpus), following=following)
 
