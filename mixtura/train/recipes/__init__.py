@@ -18,7 +18,7 @@ RECIPES = {
     "lm-switch": "language",
     "classify-tiny": "classification",
     "classify-tiny-dense": "classification",
-    "tabular": "tables",
+    "tabular": "tabular",
     "vit-tiny": "images",
     "vit-tiny-dense": "images",
     "vit-fashion": "images",

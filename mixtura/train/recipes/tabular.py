@@ -1,4 +1,4 @@
-"""Recipes on tables with several labels."""
+"""Recipes on tables."""
 
 from mixtura.train.optim import OptimConfig
 from mixtura.train.tasks.tabular import TabularConfig
