@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ class Saver:
     The values are copied when `save` is called, written by a thread, and on the disk when `wait` returns. The thread
     talks to the other ranks over a group of its own, so that its messages cannot meet those of the training.
 
+    Args:
+        timeout: seconds that a rank waits for another in that group; None: torch's own half an hour.
+
     Example:
         >>> import tempfile
         >>> model = nn.Linear(2, 1)
@@ -50,8 +54,9 @@ class Saver:
         True
     """
 
-    def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+    def __init__(self, *, timeout: float | None = None) -> None:
+        limit = None if timeout is None else timedelta(seconds=timeout)
+        self._group = dist.new_group(backend="gloo", timeout=limit) if dist.is_initialized() else None
         self._pending: Future[Any] | None = None
 
     def save(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -3,10 +3,12 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout  # a mesh takes no time-out in any public way
 
 from mixtura.errors import UserError
 
@@ -14,7 +16,9 @@ from mixtura.errors import UserError
 AXES = ("dp", "fsdp", "ep", "tp")
 
 
-def make_mesh(*, dp: int = 1, fsdp: int = 1, ep: int = 1, tp: int = 1, device_type: str = "cpu") -> DeviceMesh:
+def make_mesh(
+    *, dp: int = 1, fsdp: int = 1, ep: int = 1, tp: int = 1, device_type: str = "cpu", timeout: float | None = None
+) -> DeviceMesh:
     """A mesh over all ranks of the process group with every axis of `AXES`, those not used of size 1.
 
     Args:
@@ -23,6 +27,8 @@ def make_mesh(*, dp: int = 1, fsdp: int = 1, ep: int = 1, tp: int = 1, device_ty
         ep: ranks over which the experts are spread.
         tp: ranks over which each expert's hidden width is cut.
         device_type: "cpu", "cuda".
+        timeout: seconds that a rank waits for another of its axis; None: torch's own half an hour, whatever the
+            process group has.
 
     Raises:
         UserError: a size below 1, or sizes whose product is not the number of ranks.
@@ -42,7 +48,11 @@ def make_mesh(*, dp: int = 1, fsdp: int = 1, ep: int = 1, tp: int = 1, device_ty
     if product != world:
         shown = " * ".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "1"
         raise UserError(f"expected a mesh of {world} ranks, got {shown} = {product}; sizes multiply to the world size")
-    return init_device_mesh(device_type, (dp, fsdp, ep, tp), mesh_dim_names=AXES)
+    mesh = init_device_mesh(device_type, (dp, fsdp, ep, tp), mesh_dim_names=AXES)
+    if timeout is not None:
+        for name in AXES:
+            _set_pg_timeout(timedelta(seconds=timeout), mesh.get_group(name))
+    return mesh
 
 
 def complete(mesh: DeviceMesh) -> DeviceMesh:

@@ -91,7 +91,7 @@ class Weights:
     def _begin_to_save(self) -> None:
         from mixtura.parallel.checkpoint import Saver
 
-        self._saver, self._thread = Saver(), ThreadPoolExecutor(1)
+        self._saver, self._thread = Saver(timeout=self._config.mesh.timeout), ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
     def save(self, run: Run, state: Mapping[str, Any], *, step: int, best_step: int) -> None:

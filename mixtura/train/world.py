@@ -129,7 +129,14 @@ def processes(config: TrainConfig) -> Iterator[World]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=mesh.timeout))
     try:
-        full = make_mesh(dp=mesh.dp, fsdp=mesh.fsdp, ep=mesh.ep, tp=mesh.tp, device_type="cuda" if on_gpu else "cpu")
+        full = make_mesh(
+            dp=mesh.dp,
+            fsdp=mesh.fsdp,
+            ep=mesh.ep,
+            tp=mesh.tp,
+            device_type="cuda" if on_gpu else "cpu",
+            timeout=mesh.timeout,
+        )
         rank = dist.get_rank()
         yield World(rank=rank, data_rank=rank // mesh.tp, data_size=started // mesh.tp, mesh=full)
     except RankError as error:

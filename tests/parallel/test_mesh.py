@@ -1,9 +1,13 @@
+import time
+
 import pytest
+import torch
+from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 import mixtura as mx
 from mixtura.parallel.mesh import AXES, complete, make_mesh, one_process
-from tests.distributed.pool import world
+from tests.distributed.pool import Pool, world
 
 
 def refused(kind, **sizes):
@@ -23,6 +27,24 @@ def test_sizes_multiply_to_the_world():
         )
         assert refused(make_mesh, tp=0) == "expected mesh axes of at least 1, got tp=0"
         assert make_mesh().mesh_dim_names == AXES
+
+
+def waited(seconds):
+    mesh = make_mesh(ep=2, timeout=seconds)
+    if mesh.get_rank() == 0:
+        return 0.0
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="(?i)timed out|timeout"):
+        dist.all_reduce(torch.ones(1), group=mesh.get_group("ep"))
+    return time.monotonic() - began
+
+
+def test_no_rank_waits_longer_than_it_was_told():
+    pool = Pool(2)  # of its own, since the group is of no use afterwards
+    try:
+        assert 0.5 < pool.run(waited, 1.0)[1] < 30
+    finally:
+        pool.close()
 
 
 def completed(shape, names):
