@@ -32,4 +32,20 @@ def vision_models() -> str:
     return f"{table(header, rows)}\nMeans over the runs. {measured_on(r)}\n"
 
 
-VISION: dict[str, Callable[[], str]] = {"vision_models": vision_models}
+def vision_capacity() -> str:
+    """Accuracy at each capacity in evaluation, by the order in which patches are served."""
+    r = load("vision")["capacity"]
+    rows = [[name, *(f"{value:.2%}" for value in values)] for name, values in r["accuracy"].items()]
+    figures = table(["capacity C", *(f"{c:g}" for c in r["C"])], rows)
+    order, priority = r["accuracy"]["token order"], r["accuracy"]["batch priority"]
+    above = sum(a >= b for a, b in zip(priority, order, strict=True))
+    sentence = f"Batch priority is at or above token order at {above} of {len(order)} capacities."
+    dense, together = f"The dense twin reaches {r['dense twin']:.2%}.", r["images routed together"]
+    about = f"The first {r['images']:,} held-out images, {together} routed together."
+    return f"{figures}\n{sentence} {dense} {about}\n"
+
+
+VISION: dict[str, Callable[[], str]] = {
+    "vision_models": vision_models,
+    "vision_capacity": vision_capacity,
+}
