@@ -34,7 +34,7 @@ def waited(seconds):
     if mesh.get_rank() == 0:
         return 0.0
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match="(?i)timed out|timeout"):
+    with pytest.raises(RuntimeError, match=r"(?i)timed out|timeout"):
         dist.all_reduce(torch.ones(1), group=mesh.get_group("ep"))
     return time.monotonic() - began
 
