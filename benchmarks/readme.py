@@ -14,6 +14,7 @@ from benchmarks import (
     multitask_figures,
     parallel_figures,
     surgery_figures,
+    twin_figures,
     vision_figures,
 )
 from benchmarks.common import load, measured_on, table
@@ -66,7 +67,13 @@ def step() -> str:
 
 DOCS = README.parent / "docs"
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
-    README: {"train": train, "quality": quality, "step": step, "layer_summary": layer_figures.layer_summary},
+    README: {
+        "train": train,
+        "quality": quality,
+        "twins": twin_figures.twins,
+        "layer_summary": layer_figures.layer_summary,
+        "step": step,
+    },
     DOCS / "speed.md": layer_figures.SPEED,
     DOCS / "routers.md": layer_figures.ROUTERS,
     DOCS / "hub.md": layer_figures.HUB,

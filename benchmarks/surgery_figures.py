@@ -1,6 +1,5 @@
 """The figures of docs/surgery.md, from the committed results; `benchmarks.readme` puts them there."""
 
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -51,24 +50,7 @@ def real_model() -> str:
     return f"{table(['perplexity', *COLUMNS, 'thousand tokens'], rows)}\n{words}{measured_on(r)}\n"
 
 
-def real_pruned() -> str:
-    """The upcycled model with half of its experts, by each measure."""
-    r = load("real_model")
-    pruned, whole = r["pruned to half"], r["perplexity"]["upcycled"]
-    draws = [row for name, row in pruned.items() if name.startswith("random")]
-    rows = [["all experts", *(f"{whole[column]:.3f}" for column in COLUMNS)]]
-    rows += [
-        [name, *(f"{row[column]:.3f}" for column in COLUMNS)]
-        for name, row in pruned.items()
-        if not name.startswith("random")
-    ]
-    means = [f"{statistics.fmean(row[column] for row in draws):.3f}" for column in COLUMNS]
-    rows.append([f"random, mean of {len(draws)}", *means])
-    return f"{table(['perplexity, half of the experts by', *COLUMNS], rows)}\n{measured_on(r)}\n"
-
-
 SURGERY: dict[str, Callable[[], str]] = {
     "real_step0": real_step0,
     "real_model": real_model,
-    "real_pruned": real_pruned,
 }
