@@ -21,7 +21,12 @@ from mixtura.kernels.choice import forced
 from mixtura.kernels.ops import Gradients, Wanted, first_derivative_only
 from mixtura.kernels.rows import RowIndex, is_traced, sum_rows
 
-ACTIVATION_CODES = {"relu": 0, "gelu": 1, "silu": 2, "swiglu": 3, "geglu": 4, "clamped_swiglu": 5}
+ACTIVATION_CODES = {  # in the order of csrc/problem.h
+    name: code
+    for code, name in enumerate(
+        ("relu", "gelu", "gelu_tanh", "silu", "swiglu", "geglu", "geglu_tanh", "clamped_swiglu")
+    )
+}
 WOVEN_COLUMNS, UP_TRANSPOSED, DOWN_TRANSPOSED = 1, 2, 4  # the flags of csrc/problem.h
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 VARIABLE = "MIXTURA_NATIVE"  # names the variant that must run, or "off"

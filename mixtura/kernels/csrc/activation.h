@@ -64,6 +64,17 @@ MIXTURA_INLINE V activate(V z, V* slope) {
     *slope = share + z * density;
     return z * share;
   }
+  if (KIND == MIXTURA_GELU_TANH || KIND == MIXTURA_GEGLU_TANH) {
+    // (1 + tanh u) / 2 is the sigmoid of 2 u, with u = sqrt(2 / pi) (z + 0.044715 z^3). Far out, where z^3 would
+    // overflow, the share is 0 or 1 and no longer moves.
+    const I far = (V)((I)z & 0x7fffffff) > splat(16.0f);
+    const V near = choose(far, splat(0.0f), z), square = near * near;
+    const V inner = sigmoid(splat(1.59576912f) * near * (splat(1.0f) + splat(0.044715f) * square));
+    const V share = choose(far, choose(z > splat(0.0f), splat(1.0f), splat(0.0f)), inner);
+    const V steep = splat(1.59576912f) * (splat(1.0f) + splat(3 * 0.044715f) * square);
+    *slope = share + near * share * (splat(1.0f) - share) * steep;
+    return z * share;
+  }
   if (KIND == MIXTURA_CLAMPED_SWIGLU) {
     const I above = z > splat(CLAMP);  // behind a clamp nothing moves; on its edge it does
     const V gate = choose(above, splat(CLAMP), z), share = sigmoid(gate * splat(1.702f));

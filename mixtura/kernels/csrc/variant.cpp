@@ -14,8 +14,10 @@ template <class T>
 static void run_any(const Operands<T>& o, float* scratch) {
   typedef void (*Activated)(const Operands<T>&, float*);
   static const Activated activated[MIXTURA_ACTIVATIONS] = {
-      run_activated<T, MIXTURA_RELU>,   run_activated<T, MIXTURA_GELU>,  run_activated<T, MIXTURA_SILU>,
-      run_activated<T, MIXTURA_SWIGLU>, run_activated<T, MIXTURA_GEGLU>, run_activated<T, MIXTURA_CLAMPED_SWIGLU>,
+      run_activated<T, MIXTURA_RELU>,       run_activated<T, MIXTURA_GELU>,
+      run_activated<T, MIXTURA_GELU_TANH>,  run_activated<T, MIXTURA_SILU>,
+      run_activated<T, MIXTURA_SWIGLU>,     run_activated<T, MIXTURA_GEGLU>,
+      run_activated<T, MIXTURA_GEGLU_TANH>, run_activated<T, MIXTURA_CLAMPED_SWIGLU>,
   };
   switch (o.t.kind) {
     case UP:
