@@ -27,7 +27,9 @@ def _sigmoid(z):
 @triton.jit
 def _gelu_tanh_parts(z):
     """The share of z that the tanh approximation of GELU lets pass, and the slope of that share."""
-    share = _sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))
+    # Beyond 80 the share is 0 or 1 in fp32 already, and exp would overflow.
+    argument = 1.5957691216057308 * (z + 0.044715 * z * z * z)
+    share = _sigmoid(tl.minimum(tl.maximum(argument, -80.0), 80.0))
     return share, share * (1.0 - share) * 1.5957691216057308 * (1.0 + 0.134145 * z * z)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from mixtura.errors import UserError
-from mixtura.train.data.arrow import parquet_rows
 
 TABLES = (".jsonl", ".csv", ".parquet")
 # fmt: off
@@ -141,5 +140,7 @@ def _csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Mapping[st
 
 
 def _parquet(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    from mixtura.train.data.arrow import parquet_rows  # late: it needs numpy
+
     rows = parquet_rows(path, columns, check=lambda present: _check_columns(columns, present, str(path)))
     yield from ((str(number), values) for number, values in enumerate(rows, start=1))

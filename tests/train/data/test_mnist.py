@@ -57,6 +57,7 @@ class TestMnist:
                 "train-labels-idx1-ubyte.gz: expected 6 labels, one per image, got 5",
             ),
         ],
+        ids=["no gzip", "empty", "no format", "cut short", "not square", "labels missing"],
     )
     def test_damaged_files_are_named(self, tmp_path, name, data, message):
         folder = write_mnist(tmp_path / "m")

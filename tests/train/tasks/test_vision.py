@@ -15,8 +15,8 @@ from tests.train.tiny import rows
 
 OPTIONS = {
     "model.dim": 16,
-    "model.hidden": 8,
-    "model.dense-hidden": 16,
+    "model.hidden": 16,
+    "model.expert-hidden": 8,
     "model.heads": 2,
     "model.layers": 2,
     "model.num-experts": 4,
