@@ -13,6 +13,8 @@ from mixtura.train.tasks.vision import VisionConfig
 def vit_tiny() -> VisionConfig:
     """A small Vision Transformer with V-MoE's routing on the digits of scikit-learn: 8 experts, 2 chosen.
 
+    Cost: 20 seconds on one CPU core. Result: 99.2 % of the held-out digits; docs/log.md, 2026-11-22.
+
     Example:
         >>> vit_tiny().model.num_experts
         8
@@ -20,8 +22,8 @@ def vit_tiny() -> VisionConfig:
     return VisionConfig(
         recipe="vit-tiny",
         model=ViTConfig(image_size=0, patch_size=2),
-        data=ImageConfig(batch_size=64, crop=1),
-        optim=OptimConfig(lr=1.5e-3),
+        data=ImageConfig(batch_size=64, crop=0),
+        optim=OptimConfig(lr=4e-3),
         steps=600,
         eval_interval=100,
         checkpoint_interval=300,
@@ -30,6 +32,8 @@ def vit_tiny() -> VisionConfig:
 
 def vit_tiny_dense() -> VisionConfig:
     """The dense twin of vit-tiny: equal active parameters, no experts.
+
+    Result: 99.4 % of the held-out digits, which are too easy to need experts.
 
     Example:
         >>> vit_tiny_dense().model.num_experts
