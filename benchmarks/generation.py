@@ -65,7 +65,7 @@ def class_losses(model: CondConvNet, images: Images) -> Any:
 def train(name: str, images: Images, *, steps: int, seed: int) -> None:
     torch.manual_seed(seed)
     model = DiT(MODELS[name])
-    seconds = optimise(model, flow_losses(model, images, seed=seed), steps=steps, lr=2e-3)
+    seconds = optimise(model, flow_losses(model, images, seed=seed), steps=steps, lr=4e-3)
     RUNS.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), RUNS / f"{name}-{seed}.pt")
     row = {"steps": steps, "processor seconds": round(seconds, 1), **count_parameters(model)._asdict()}
@@ -200,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "collect"))
     parser.add_argument("model", nargs="?", choices=list(MODELS))
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     images = read_images(ImageConfig())

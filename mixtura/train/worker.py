@@ -17,6 +17,7 @@ def end_with(parent: int) -> None:
         parent: the end to read from; nothing is written to it.
 
     Example:
+        >>> before = signal.signal(signal.SIGINT, signal.default_int_handler)
         >>> mine, theirs = os.pipe()
         >>> os.close(theirs)
         >>> try:
@@ -24,6 +25,7 @@ def end_with(parent: int) -> None:
         ... except KeyboardInterrupt:
         ...     print("ended")
         ended
+        >>> _ = signal.signal(signal.SIGINT, before)
     """
     while os.read(parent, 1):
         pass
@@ -32,6 +34,8 @@ def end_with(parent: int) -> None:
 
 def main(folder: str) -> None:
     """`mixtura resume FOLDER` beside a watch on the standard input."""
+    # What a shell starts in the background ignores a Ctrl-C, and so would this process.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=end_with, args=(sys.stdin.fileno(),), daemon=True).start()
     sys.argv = ["mixtura", "resume", folder]
     runpy.run_module("mixtura", run_name="__main__")

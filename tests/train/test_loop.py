@@ -108,11 +108,12 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_what_was_there(tmp_path, monkey
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
 
+    before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(MetricsFile, "write", interrupt)
     assert main(command(tmp_path)) == 130
     assert capsys.readouterr().err == "mixtura: stopped\n"
     assert checkpoints(tmp_path / "runs" / "tiny") == ["best", "step-000004", "step-000005"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_training_works_where_signals_are_not_heard(tmp_path):

@@ -82,7 +82,7 @@ def dit_tiny() -> GenerationConfig:
         recipe="dit-tiny",
         model=DiTConfig(image_size=0, patch_size=2),
         data=ImageConfig(batch_size=64, crop=0),
-        optim=OptimConfig(lr=1.5e-3),
+        optim=OptimConfig(lr=4e-3),
         steps=2000,
         eval_interval=250,
         checkpoint_interval=500,
