@@ -81,6 +81,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     DOCS / "surgery.md": surgery_figures.SURGERY,
     DOCS / "classical.md": classical_figures.CLASSICAL,
     DOCS / "hme.md": classical_figures.HME,
+    DOCS / "texts.md": twin_figures.TEXTS,
     DOCS / "vision.md": vision_figures.VISION,
     DOCS / "multitask.md": multitask_figures.MULTITASK,
 }

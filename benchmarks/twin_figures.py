@@ -1,8 +1,8 @@
-"""Mixtures beside their dense twins over all kinds of training, and the sweep over experts, from committed results."""
+"""Mixtures beside their dense twins over all kinds of training, from committed results."""
 
 from collections.abc import Callable
 
-from benchmarks import classify, experts, stability
+from benchmarks import classify
 from benchmarks.common import RESULTS, load, table
 
 
@@ -33,4 +33,3 @@ def twins() -> str:
 
 
 TEXTS: dict[str, Callable[[], str]] = {"classify": classify.figures}
-TRAINING: dict[str, Callable[[], str]] = {"experts": experts.figures, "stability": stability.figures}
