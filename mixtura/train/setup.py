@@ -60,7 +60,8 @@ def check_start(config: TrainConfig) -> None:
         mixtura.errors.UserError: model: expected 1 <= k <= num_experts, got k=9 with num_experts=4; choose a smaller k
     """
     require_for_training(config)
-    config.check()
+    if not config.start:  # else the sizes are those of the run it starts from, and its data are the judge
+        config.check()
     with torch.device("meta"):  # no memory, no random numbers
         build_controller(build_model(config), config)
 

@@ -11,6 +11,7 @@ from mixtura.errors import UserError
 from mixtura.train.inspect import load_model
 from mixtura.train.run import Run
 from mixtura.train.start import finetuned, start_from
+from tests.train.tasks.test_vision import command as images
 from tests.train.tiny import command, write_corpus
 
 
@@ -42,6 +43,14 @@ def test_a_run_starts_with_the_best_weights_of_another_and_its_tokens(learned, t
     assert first["loss"] < 3.5  # a fresh model has 5.5
     capsys.readouterr()
     assert main(["resume", str(tuned.folder), "--checkpoint", "4"]) == 0
+
+
+def test_any_kind_of_training_can_start_from_its_own(tmp_path):
+    assert main(images(tmp_path, "vit-tiny")) == 0
+    run = tmp_path / "runs" / "tiny"
+    options = ["--out", str(tmp_path / "runs"), "--name", "tuned", "--steps", "2", "--threads", "1"]
+    assert main(["finetune", str(run), *options]) == 0
+    assert len((tmp_path / "runs" / "tuned" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_the_weights_are_those_of_the_best_checkpoint(learned):
