@@ -9,6 +9,7 @@ from benchmarks.common import RESULTS, load, table
 def twins() -> str:
     """What each kind's mixture reaches beside a dense model of equal active parameters."""
     quality = load("quality")["runs"]
+    drawn = {name: f"{row['distance']:.3f}" for name, row in load("generation")["models"].items()}
     vision, census = load("vision")["models"], load("multitask_census")["models"]
     losses = [f"{quality[name]['final']['mean']:.3f}" for name in ("mixture", "dense")]
     accuracy = {name: f"{row['accuracy']:.1%}" for name, row in vision.items()}
@@ -17,6 +18,7 @@ def twins() -> str:
         ["images, ViT: accuracy", accuracy["vit"], accuracy["vit-dense"], "higher", "[vision](docs/vision.md)"],
         ["images, mixed kernels: accuracy", accuracy["condconv"], accuracy["conv-dense"], "higher", ""],
         ["images, routed convolutions: accuracy", accuracy["conv-routed"], accuracy["conv-dense"], "higher", ""],
+        ["images drawn, DiT: Fréchet distance", drawn["dit"], drawn["dit-dense"], "lower", ""],
         [
             "several labels, MMoE beside a shared bottom: AUC",
             *(f"{census[name]['mean']:.4f}" for name in ("MMoE", "shared bottom")),

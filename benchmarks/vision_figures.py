@@ -45,7 +45,32 @@ def vision_capacity() -> str:
     return f"{figures}\n{sentence} {dense} {about}\n"
 
 
+def generation() -> str:
+    """Both generators on the digits."""
+    r = load("generation")
+    names = {"dit": "DiT with mixtures", "dit-dense": "its dense twin"}
+    keys = ("distance", "held-out squared error", "drawn as asked, says the classifier")
+    rows = [
+        [
+            names[name],
+            f"{row[keys[0]]:.3f}",
+            f"{row[keys[1]]:.4f}",
+            f"{row[keys[2]]:.1%}",
+            f"{row['total']:,}",
+            f"{row['active']:,}",
+            f"{row['processor seconds']:.0f}",
+            f"{row['runs']}",
+        ]
+        for name, row in r["models"].items()
+    ]
+    rows.append(["real digits, held out", f"{r['distance of held-out digits']:.3f}", *[""] * 6])
+    header = ["", *keys, "parameters", "active", "processor seconds", "runs"]
+    right = r["classifier's accuracy"]
+    return f"{table(header, rows)}\nThe classifier is right on {right:.1%} of held-out digits. {measured_on(r)}\n"
+
+
 VISION: dict[str, Callable[[], str]] = {
     "vision_models": vision_models,
     "vision_capacity": vision_capacity,
+    "generation": generation,
 }
