@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -89,10 +90,7 @@ class TabularConfig(TrainConfig):
 
     def check(self) -> None:
         """Refuse what belongs to the table."""
-        given = [
-            name for name in ("cardinalities", "numbers", "names", "kinds", "classes") if getattr(self.model, name)
-        ]
-        if given:
+        if given := [name for name in NetworkConfig.OF_TABLE if getattr(self.model, name)]:
             raise UserError(f"expected no --model.{given[0]}, which the table decides; set --data.labels instead")
 
     def build_model(self) -> TabularModel:
@@ -232,9 +230,9 @@ class TabularTask(tasks.Task):
     val: Rows
     notes: tuple[Sequence[str], Sequence[str]]
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """A hash of the schema and of the training rows."""
+        """A hash of the schema and of the training rows; every checkpoint asks for it."""
         digest = blake2b(json.dumps(self.schema.to_dict()).encode(), digest_size=8)
         for values in (self.train.categories_BC, self.train.numbers_BM, *self.train.labels.values()):
             digest.update(values.numpy().tobytes())
