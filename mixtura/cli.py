@@ -23,6 +23,7 @@ USAGE = """usage: mixtura COMMAND [...]
   finetune RUN [--section.field VALUE ...]     train a run's best weights further, on other data perhaps
   resume RUN [--checkpoint last|best|STEP]     continue an interrupted run to the very same numbers
   eval RUN [--checkpoint best|last|STEP]       losses of a checkpoint on held-out data
+  predict RUN DATA [--out FILE.csv]            what a checkpoint says of rows, texts or images without labels
   generate RUN --prompt TEXT                   write on from a prompt
   report RUN                                   look at a run's model again and rewrite its report.html
   recipes                                      the recipes, what they cost and what they reach
@@ -247,6 +248,15 @@ def _eval(arguments: Sequence[str]) -> None:
         print(f"{name:>12}  {score:.4f}")
 
 
+def _predict(arguments: Sequence[str]) -> None:
+    from mixtura.train.commands import PredictArguments, predict
+
+    table, notes = predict(parse(PredictArguments, arguments, prog="mixtura predict"))
+    print(table, end="")
+    for note in notes:
+        print(note, file=sys.stderr)
+
+
 def _generate(arguments: Sequence[str]) -> None:
     from mixtura.train.inspect import generate_text
 
@@ -319,6 +329,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "resume": _resume,
     "finetune": _finetune,
     "eval": _eval,
+    "predict": _predict,
     "generate": _generate,
     "report": _report,
     "recipes": _recipes,
