@@ -37,7 +37,7 @@ GROUP = 8  # images that are routed together, as V-MoE has it
 VIT = ViTConfig(patch_size=7)
 CONV = CondConvConfig(width=8)
 MEANS = ("accuracy", "processor seconds")
-STEPS = {"vit": 2000, "conv": 2813}
+STEPS = {"vit": 7000, "conv": 2813}
 RATES = {"vit": 3e-3, "conv": 1.5e-3}
 MODELS: dict[str, Any] = {
     "vit": VIT,

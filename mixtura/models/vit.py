@@ -125,7 +125,7 @@ class ViT(nn.Module):
 
     def _initialise(self) -> None:
         """What the parts do not know of one another."""
-        nn.init.normal_(self.position, std=0.02)
+        nn.init.normal_(self.position, std=0.5)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
