@@ -11,9 +11,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mixtura.errors import UserError
+
+if TYPE_CHECKING:
+    from mixtura.train.config import TrainConfig
 
 Arguments = TypeVar("Arguments")
 
@@ -23,8 +26,10 @@ USAGE = """usage: mixtura COMMAND [...]
   finetune RUN [--section.field VALUE ...]     train a run's best weights further, on other data perhaps
   resume RUN [--checkpoint last|best|STEP]     continue an interrupted run to the very same numbers
   eval RUN [--checkpoint best|last|STEP]       losses of a checkpoint on held-out data
+  predict RUN DATA [--out FILE.csv]            what a checkpoint says of rows, texts or images without labels
   generate RUN --prompt TEXT                   write on from a prompt
   report RUN                                   look at a run's model again and rewrite its report.html
+  plan [RECIPE] [--section.field VALUE ...]    memory of each rank and bytes sent in a step, before a run is started
   recipes                                      the recipes, what they cost and what they reach
   convert SOURCE TARGET [--format FAMILY]      read a Hugging Face checkpoint and write it anew, checked
   upcycle RUN [--num-experts 8] [--k 2]        a run with a dense model becomes one with mixtures
@@ -191,18 +196,28 @@ def _run(given: Sequence[str]) -> None:
 
 def _train(arguments: Sequence[str]) -> None:
     from mixtura.train.loop import train
+
+    _end(train(_recipe(arguments, command="train")))
+
+
+def _recipe(arguments: Sequence[str], *, command: str) -> "TrainConfig":
+    """A recipe with what the options change."""
     from mixtura.train.recipes import get_recipe
 
     has_name = bool(arguments) and not arguments[0].startswith("-")
     name, rest = (arguments[0], arguments[1:]) if has_name else ("lm-tiny", arguments)
     recipe = get_recipe(name)
-    config = parse(type(recipe), rest, prog=f"mixtura train {name}", default=recipe)
+    config = parse(type(recipe), rest, prog=f"mixtura {command} {name}", default=recipe)
     if config.recipe != name:
-        raise UserError(
-            f"expected the recipe before all options, got --recipe {config.recipe}; "
-            f"write: mixtura train {config.recipe}"
-        )
-    _end(train(config))
+        told = f"got --recipe {config.recipe}; write: mixtura {command} {config.recipe}"
+        raise UserError(f"expected the recipe before all options, {told}")
+    return config
+
+
+def _plan(arguments: Sequence[str]) -> None:
+    from mixtura.train.plan import plan
+
+    print(*plan(_recipe(arguments, command="plan")).lines(), sep="\n")
 
 
 def _finetune(arguments: Sequence[str]) -> None:
@@ -245,6 +260,15 @@ def _eval(arguments: Sequence[str]) -> None:
         print(f"{group:>12}  {loss:.4f} {units.loss}{bits}")
     for name, score in evaluation.scores.items():
         print(f"{name:>12}  {score:.4f}")
+
+
+def _predict(arguments: Sequence[str]) -> None:
+    from mixtura.train.commands import PredictArguments, predict
+
+    table, notes = predict(parse(PredictArguments, arguments, prog="mixtura predict"))
+    print(table, end="")
+    for note in notes:
+        print(note, file=sys.stderr)
 
 
 def _generate(arguments: Sequence[str]) -> None:
@@ -319,8 +343,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "resume": _resume,
     "finetune": _finetune,
     "eval": _eval,
+    "predict": _predict,
     "generate": _generate,
     "report": _report,
+    "plan": _plan,
     "recipes": _recipes,
     "convert": _convert,
     "upcycle": _upcycle,

@@ -307,7 +307,7 @@ def test_without_numpy_the_extra_is_named(tmp_path):
 def test_help_lists_the_commands(capsys, arguments):
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    for name in ("train", "resume", "eval", "generate", "report", "recipes", "convert"):
+    for name in ("train", "resume", "eval", "predict", "generate", "report", "recipes", "convert"):
         assert f"\n  {name} " in text
 
 
@@ -319,6 +319,7 @@ def test_help_lists_the_commands(capsys, arguments):
         (["train", "lm-tiny-dense", "--help"], "usage: mixtura train lm-tiny-dense"),
         (["resume", "--help"], "what came after it is dropped"),
         (["eval", "--help"], "--checkpoint"),
+        (["predict", "--help"], "without labels, as CSV"),
         (["generate", "--help"], "--temperature FLOAT"),
         (["report", "--help"], "--checkpoint"),
         (["recipes", "--help"], "what they cost"),

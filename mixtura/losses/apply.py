@@ -142,10 +142,22 @@ def apply_losses(layer: nn.Module, y_TD: Tensor, routing: Routing, *, coefficien
         return y_TD
     with torch.autocast(y_TD.device.type, enabled=False):  # which would round the products in some of them
         values = {name: _value(name, layer, routing) for name in coefficients}
+    return enter(layer, y_TD, values, coefficients=coefficients)
+
+
+def enter(layer: nn.Module, y: Tensor, values: Mapping[str, Tensor], *, coefficients: Mapping[str, float]) -> Tensor:
+    """Attach losses that are computed already to a module's output, or hand them out; see `apply_losses`.
+
+    Example:
+        >>> y = torch.zeros(2, requires_grad=True)
+        >>> enter(nn.Identity(), y, {"size": y.sum()}, coefficients={"size": 0.5}).sum().backward()
+        >>> y.grad.tolist()
+        [1.5, 1.5]
+    """
     weighted = {name: coefficients[name] * value for name, value in values.items()}
     if _open_collectors and outside_graph(_hand_out, layer, values, weighted):
-        return y_TD
-    return attach(y_TD, torch.stack(list(weighted.values())).sum())
+        return y
+    return attach(y, torch.stack(list(weighted.values())).sum())
 
 
 def _hand_out(layer: nn.Module, values: Mapping[str, Tensor], weighted: Mapping[str, Tensor]) -> bool:

@@ -15,8 +15,10 @@ from mixtura.multitask.metrics import auc
 from mixtura.multitask.mixing import ExpertStack
 from mixtura.multitask.models import PLE, MMoE, MultiTask, OMoE, SharedBottom
 from mixtura.multitask.tasks import Prediction, Task, task_losses
+from mixtura.multitask.transfer import AITM
 
 __all__ = [
+    "AITM",
     "BALANCES",
     "MODELS",
     "PLE",
@@ -36,4 +38,10 @@ __all__ = [
     "task_losses",
 ]
 
-MODELS: dict[str, type[MultiTask]] = {"shared_bottom": SharedBottom, "omoe": OMoE, "mmoe": MMoE, "ple": PLE}
+MODELS: dict[str, type[MultiTask]] = {
+    "shared_bottom": SharedBottom,
+    "omoe": OMoE,
+    "mmoe": MMoE,
+    "ple": PLE,
+    "aitm": AITM,
+}

@@ -92,7 +92,7 @@ class MultiTask(nn.Module):
             )
             dim = _output_width(levels[-1].experts[0])
         self.levels = nn.ModuleList(levels)
-        tower = tuple(options.get("tower", (32,)))
+        self.tower_dim, tower = dim, tuple(options.get("tower", (32,)))
         # A list, since names of tasks are columns of users' tables, and may be no names of modules.
         self.towers = nn.ModuleList(_tower(dim, (*tower, task.width), dropout=dropout) for task in self.tasks)
 
@@ -108,12 +108,18 @@ class MultiTask(nn.Module):
             state = {owner: mixed.get(owner, mixed.get(SHARED, x_BD)) for owner in state}
             owners = {task: task if task in weights else SHARED for task in self.source}
             gates.append({task: weights[owner] for task, owner in owners.items() if owner in weights})
+        state, handed = self.between(state)
+        gates[-1].update(handed)
         scores: dict[str, Tensor] = {}
         for task, tower in zip(self.tasks, self.towers, strict=True):
             score = tower(state[self.source[task.name]])
             score = score if task.kind == "multiclass" else score.squeeze(1)
             scores[task.name] = score if task.after is None else both(scores[task.after], score)
         return Prediction(tasks=self.tasks, scores=scores, gates=tuple(gates))
+
+    def between(self, state: Mapping[str | None, Tensor]) -> tuple[dict[str | None, Tensor], dict[str, Tensor]]:
+        """What the towers see of what the last level gave, and further entries of its gates; here nothing happens."""
+        return dict(state), {}
 
     def experts_of(self, task: str, *, level: int = -1) -> list[str]:
         """Names of the experts in the order of `Prediction.gates[level][task]`; none where it has no gate.

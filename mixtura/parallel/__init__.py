@@ -10,7 +10,7 @@ from mixtura.parallel.checkpoint import Saver, export_safetensors, is_whole, loa
 from mixtura.parallel.clip import clip_grad_norm
 from mixtura.parallel.collective import RankError
 from mixtura.parallel.expert import ExpertParallel
-from mixtura.parallel.mesh import AXES, make_mesh, one_process
+from mixtura.parallel.mesh import AXES, make_mesh, meeting_place, one_process
 from mixtura.parallel.shard import parallelize
 from mixtura.parallel.tensor import TensorParallel
 
@@ -26,6 +26,7 @@ __all__ = [
     "is_whole",
     "load",
     "make_mesh",
+    "meeting_place",
     "one_process",
     "parallelize",
     "place_experts",

@@ -1,14 +1,17 @@
-"""Meshes of ranks: which axes there are, which combinations are legal, and the sub-meshes that parameters live on."""
+"""Meshes of ranks: where ranks meet, which axes there are, which combinations are legal, and all axes of a part."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import _set_pg_timeout  # a mesh takes no time-out in any public way
+from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout  # a mesh takes no time-out in a public way
+from torch.distributed.rendezvous import TCPStore  # type: ignore[attr-defined]  # public in the documentation
 
 from mixtura.errors import UserError
 
@@ -78,6 +81,32 @@ def complete(mesh: DeviceMesh) -> DeviceMesh:
     sizes = dict(zip(names, mesh.shape, strict=True))
     shape = tuple(sizes.get(name, 1) for name in AXES)
     return DeviceMesh(mesh.device_type, mesh.mesh.view(shape), mesh_dim_names=AXES)
+
+
+def meeting_place(*, timeout: float = 300.0) -> dict[str, Any]:
+    """Where ranks that torchrun may start again find one another: arguments of `torch.distributed.init_process_group`.
+
+    torchrun's store outlives the processes, and with it the addresses of those that were killed: who read them before
+    their successors had written their own would knock on closed doors until all restarts are used up. Each attempt
+    therefore meets in a part of the store of its own.
+
+    Args:
+        timeout: seconds that a rank waits for what another writes there.
+
+    Returns:
+        store, rank and world_size; nothing where torchrun lends no store, and the ranks meet as torch says.
+
+    Example:
+        >>> meeting_place()  # without torchrun
+        {}
+    """
+    known = os.environ
+    if known.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    address, port = known["MASTER_ADDR"], int(known["MASTER_PORT"])
+    store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout))
+    own = PrefixStore(f"mixtura/attempt-{known.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return {"store": own, "rank": int(known["RANK"]), "world_size": int(known["WORLD_SIZE"])}
 
 
 @contextmanager

@@ -1,11 +1,33 @@
-"""What `mixtura upcycle | prune | branch | merge` are given, and the call that each makes."""
+"""What `mixtura predict | upcycle | prune | branch | merge` are given, and the call that each makes."""
 
+import csv
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from mixtura.surgery.prune import Measure
 from mixtura.train.operate import Next, prune_run, upcycle_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictArguments:
+    """What a checkpoint says of data without labels, as CSV: a line for each row, text or image, in their order.
+
+    Example:
+        >>> PredictArguments(run="runs/latest", data="new.csv").out
+        ''
+    """
+
+    run: str
+    """Folder of a run on a table, on labelled texts or on labelled images."""
+    data: str
+    """A table with the run's columns, without labels perhaps; a file of texts; a folder of images."""
+    out: str = ""
+    """The CSV file to write; empty: the terminal."""
+    checkpoint: str = "best"
+    """best, last, or the step of a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +118,22 @@ class MergeArguments(Next):
     """Router of the mixture."""
     name: str = "mixture"
     """Folder of the mixture's run, inside that of the branches."""
+
+
+def predict(given: PredictArguments) -> tuple[str, Sequence[str]]:
+    """`mixtura predict`: the CSV, or where it went, and what was counted while the data were read."""
+    from mixtura.train.files import write_file
+    from mixtura.train.inspect import predict_run  # late: chains of imports stay short
+
+    said, table = predict_run(given.run, given.data, checkpoint=given.checkpoint), io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(said.columns)
+    for row in zip(*said.columns.values(), strict=True):
+        writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in row])
+    if not given.out:
+        return table.getvalue(), said.notes
+    write_file(Path(given.out), table.getvalue())
+    return f"written: {given.out}\n", said.notes
 
 
 def upcycle(given: UpcycleArguments) -> Path:

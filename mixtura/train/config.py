@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from mixtura.errors import UserError
 from mixtura.train.optim import OptimConfig
-from mixtura.train.tasks.task import Say, Task, Units
+from mixtura.train.tasks.task import Said, Say, Task, Units
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
 Config = TypeVar("Config")
@@ -153,6 +155,19 @@ class TrainConfig(ABC):
     @abstractmethod
     def prepare(self, *, on_progress: Say | None = None) -> Task:
         """Read the data."""
+
+    def predict(self, model: "nn.Module", data: str, *, folder: "Path") -> Said:  # noqa: ARG002  # those that can need it
+        """What a run's model in evaluation mode says of data without labels.
+
+        Args:
+            model: of the run.
+            data: a table, a file of texts, a folder of images.
+            folder: of the run.
+
+        Raises:
+            UserError: a kind without labels, or data that cannot be read.
+        """
+        raise UserError(f"expected a run that predicts labels, got one of kind {self.task!r}")
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from mixtura.train.run import Run, open_run
 from mixtura.train.setup import build_model, require
 from mixtura.train.step import evaluate
 from mixtura.train.tasks.language import LanguageConfig, language_config
-from mixtura.train.tasks.task import Evaluation, Units
+from mixtura.train.tasks.task import Evaluation, Said, Units
 from mixtura.train.tasks.texts import continuation
 
 
@@ -48,6 +48,13 @@ def evaluate_run(path: str | Path, *, checkpoint: str = "best") -> tuple[Evaluat
     run = open_run(path)
     model, config = load_model(run, checkpoint=checkpoint)
     return evaluate(model, config.prepare()), config.units
+
+
+def predict_run(path: str | Path, data: str, *, checkpoint: str = "best") -> Said:
+    """What a checkpoint says of data without labels; see `TrainConfig.predict`."""
+    run = open_run(path)
+    model, config = load_model(run, checkpoint=checkpoint)
+    return config.predict(model, data, folder=run.folder)
 
 
 def rewrite_report(path: str | Path, *, checkpoint: str = "best") -> Path:

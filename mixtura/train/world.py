@@ -10,8 +10,6 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import TCPStore  # type: ignore[attr-defined]  # public in the documentation
 
 from mixtura.errors import UserError
 from mixtura.train.config import TrainConfig
@@ -124,13 +122,13 @@ def processes(config: TrainConfig) -> Iterator[World]:
         yield World()
         return
     from mixtura.parallel.collective import RankError
-    from mixtura.parallel.mesh import make_mesh
+    from mixtura.parallel.mesh import make_mesh, meeting_place
 
     on_gpu = config.device not in ("cpu", "mps") and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    limit = timedelta(seconds=mesh.timeout)
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=limit, **_meeting_place(limit))
+    backend, limit = "nccl" if on_gpu else "gloo", timedelta(seconds=mesh.timeout)
+    dist.init_process_group(backend, timeout=limit, **meeting_place(timeout=mesh.timeout))
     try:
         full = make_mesh(
             dp=mesh.dp,
@@ -146,21 +144,6 @@ def processes(config: TrainConfig) -> Iterator[World]:
         raise UserError(f"{error}; the others wait at most {mesh.timeout:g} s (--mesh.timeout)") from error
     finally:
         dist.destroy_process_group()
-
-
-def _meeting_place(limit: timedelta) -> dict[str, Any]:
-    """Where the ranks find one another: of torchrun's store a part that is this attempt's own.
-
-    The store outlives the processes, and with it the addresses of those that were killed: who read them before their
-    successors had written their own would knock on closed doors until all restarts are used up.
-    """
-    known = os.environ
-    if known.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return {}
-    address, port = known["MASTER_ADDR"], int(known["MASTER_PORT"])
-    store = TCPStore(address, port, is_master=False, timeout=limit)
-    own = PrefixStore(f"mixtura/attempt-{known.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    return {"store": own, "rank": int(known["RANK"]), "world_size": int(known["WORLD_SIZE"])}
 
 
 def restarted() -> bool:

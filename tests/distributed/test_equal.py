@@ -83,8 +83,9 @@ def test_hidden_width_cut(mesh, experts):
 
 
 @pytest.mark.parametrize("policy", ["drop", "priority", "reroute"])
-def test_capacity(policy):
-    check(Case(mesh={"dp": 2, "ep": 2}, tokens=TOKENS[4], policy=policy))
+@pytest.mark.parametrize("mesh", [{"dp": 2, "ep": 2}, {"tp": 2}], ids=name_of)
+def test_capacity(mesh, policy):
+    check(Case(mesh=mesh, tokens=TOKENS[size(mesh) // mesh.get("tp", 1)], policy=policy))
 
 
 @pytest.mark.parametrize("router", sorted(set(ROUTERS) - {"topk"}))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mixtura as mx
-from mixtura.multitask import MODELS, PLE, MMoE, OMoE, SharedBottom, Task, task_losses
+from mixtura.multitask import AITM, MODELS, PLE, MMoE, OMoE, SharedBottom, Task, task_losses
 
 DIM, ROWS = 5, 7
 TASKS = [Task(name="click"), Task(name="class", kind="multiclass", classes=3), Task(name="a b.c", kind="regression")]
@@ -36,6 +36,8 @@ CASES = {
     "cgc": lambda: PLE(None, tasks=TASKS, dim=DIM, levels=1, expert=(6,)),
     "ple": lambda: PLE(None, tasks=TASKS, dim=DIM, expert=(6,), task_experts={"click": 1, "class": 0}),
     "ple, top 1": lambda: PLE(None, tasks=TASKS, dim=DIM, expert=grouped, gate=TOP1, shared_experts=3),
+    "aitm": lambda: AITM(None, tasks=TASKS, dim=DIM, network=(6,)),
+    "aitm of events": lambda: AITM(None, tasks=[TASKS[0], Task(name="buy")], dim=DIM, network=(6,)),
 }
 
 
@@ -54,6 +56,7 @@ def labels(model):
     every = {
         "click": torch.tensor([0.0, 1.0, torch.nan, 1.0, 0.0, 0.0, 1.0]),
         "class": torch.tensor([0.0, 2.0, 1.0, torch.nan, torch.nan, 0.0, 1.0]),
+        "buy": torch.tensor([0.0, 1.0, torch.nan, 0.0, 0.0, 0.0, 1.0]),
         "a b.c": torch.tensor([0.5, torch.nan, -2.0, 1.0, 0.0, 3.0, 1.0]),
     }
     return {task.name: every[task.name] for task in model.tasks}

@@ -6,7 +6,7 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 import mixtura as mx
-from mixtura.parallel.mesh import AXES, complete, make_mesh, one_process
+from mixtura.parallel.mesh import AXES, complete, make_mesh, meeting_place, one_process
 from tests.distributed.pool import Pool, world
 
 
@@ -69,3 +69,24 @@ def test_missing_axes_have_size_one():
 def test_illegal_meshes(shape, names, message):
     for kind, error in world(2).outcomes(completed, shape, names):
         assert (kind, *error[:2]) == ("error", "UserError", message)
+
+
+def test_a_second_attempt_does_not_meet_the_addresses_of_the_first(monkeypatch):
+    server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    facts = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(server.port), "RANK": "1", "WORLD_SIZE": "2"}
+    for name, value in {**facts, "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
+        monkeypatch.setenv(name, value)
+    places = []
+    for attempt in ("0", "1", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        places.append(meeting_place(timeout=5))
+    assert [(place["rank"], place["world_size"]) for place in places] == [(1, 2)] * 3
+    places[0]["store"].set("rank 0", "an old address")
+    places[1]["store"].set("rank 1", "a new address")
+    assert not places[1]["store"].check(["rank 0"])
+    assert places[2]["store"].get("rank 1") == b"a new address"
+
+
+def test_without_torchrun_the_ranks_meet_as_torch_says(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    assert meeting_place(timeout=5) == {}

@@ -82,3 +82,8 @@ def test_generating_needs_no_corpus(run, capsys):
     assert main(["generate", str(run), "--max-tokens", "3"]) == 0
     assert main(["eval", str(run)]) == 2
     assert "gone.txt" in capsys.readouterr().err
+
+
+def test_a_language_model_predicts_no_labels(finished_run, capsys):
+    assert main(["predict", str(finished_run), "new.csv"]) == 2
+    assert "expected a run that predicts labels, got one of kind 'language'" in capsys.readouterr().err

@@ -87,6 +87,16 @@ def read(parts: Sequence[Path], *, size: int, colour: bool) -> Pictures:
     return Pictures(images=tuple(images), labels=tuple(labels), classes=classes, skipped=tuple(sorted(skipped.items())))
 
 
+def read_all(folder: Path, skipped: Counter[str], *, size: int, colour: bool) -> tuple[list[Path], Tensor]:
+    """Every image file below a folder, in the order of their names, scaled: paths, and uint8 (N, C, H, H).
+
+    Raises:
+        UserError: no image, or one that cannot be read.
+    """
+    files = _files(folder, skipped)
+    return files, torch.stack([_open(file, size=size, colour=colour) for file in files])
+
+
 def _folders(folder: Path) -> list[Path]:
     return sorted(sub for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith("."))
 

@@ -11,6 +11,9 @@ from mixtura.train.tasks.classification import ClassificationConfig
 def classify_tiny() -> ClassificationConfig:
     """Tells which package of Python's standard library a piece of code is of; with `--data.path`, texts of your own.
 
+    Cost: 1,500 steps of 32 texts, not timed on a quiet machine. Result: .705 macro F1 over 11 packages, where its dense
+    twin has .711 and a linear model on letter n-grams .812; docs/texts.md.
+
     Example:
         >>> classify_tiny().model.num_experts
         16
@@ -38,6 +41,8 @@ def classify_tiny() -> ClassificationConfig:
 
 def classify_tiny_dense() -> ClassificationConfig:
     """The dense twin of classify-tiny: equal active parameters, no experts.
+
+    Result: .711 macro F1; docs/texts.md.
 
     Example:
         >>> classify_tiny_dense().model.num_experts

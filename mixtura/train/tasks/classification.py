@@ -18,7 +18,7 @@ from mixtura.train.config import TrainConfig
 from mixtura.train.data.chunks import Chunks, ChunkStream, TextBatch, cut, in_order
 from mixtura.train.data.config import DataConfig
 from mixtura.train.data.tokens import Corpus, prepare
-from mixtura.train.tasks.task import Evaluation, Outcome, Say, Task, Units, autocast, device_of
+from mixtura.train.tasks.task import Evaluation, Outcome, Said, Say, Task, Units, autocast, device_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,6 +82,12 @@ class ClassificationConfig(TrainConfig):
     def prepare(self, *, on_progress: Say | None = None) -> ClassificationTask:
         """Read the text, and fit the model's vocabulary, context and classes to it."""
         return ClassificationTask.of(self, prepare(self.data, on_progress=on_progress))
+
+    def predict(self, model: nn.Module, data: str, *, folder: Path) -> Said:
+        """Each text's class; see `mixtura.train.tasks.unlabelled.texts`."""
+        from mixtura.train.tasks.unlabelled import texts  # late: chains of imports stay short
+
+        return texts(model, self, data, folder=folder)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from mixtura.errors import UserError
-from mixtura.multitask import BALANCES, PLE, Balance, GradNorm, MMoE, MultiTask, OMoE, Prediction, SharedBottom, Task
+from mixtura.multitask.balance import BALANCES, Balance, GradNorm
 from mixtura.multitask.encoder import TableEncoder
 from mixtura.multitask.mixing import MakeGate
-from mixtura.multitask.models import MixtureOptions
+from mixtura.multitask.models import PLE, MixtureOptions, MMoE, MultiTask, OMoE, Options, SharedBottom
+from mixtura.multitask.tasks import Prediction, Task
+from mixtura.multitask.transfer import AITM
 from mixtura.routers.dense import Dense
 from mixtura.routers.topk import Switch, TopK
 
@@ -30,8 +32,9 @@ class NetworkConfig:
         ['shared 0', 'shared 1', 'shared 2', 'shared 3']
     """
 
-    architecture: Literal["mmoe", "ple", "omoe", "shared_bottom"] = "mmoe"
-    """A gate per task, experts per task beside shared ones, one gate, or one network for all tasks."""
+    architecture: Literal["mmoe", "ple", "omoe", "shared_bottom", "aitm"] = "mmoe"
+    """A gate per task, experts per task beside shared ones, one gate, one network for all tasks, or a network for each
+    of which hands on to the next."""
     num_experts: int = 8
     """Experts that all tasks share, of each level."""
     task_experts: int = 2
@@ -41,7 +44,7 @@ class NetworkConfig:
     k: int = 0
     """Experts that a gate chooses for a row; 0: all of them, by weight."""
     expert: tuple[int, ...] = (64, 32)
-    """Widths of each expert's layers; of shared_bottom: those of the bottom."""
+    """Widths of each expert's layers; of shared_bottom: those of the bottom; of aitm: of each task's network."""
     tower: tuple[int, ...] = (16,)
     """Widths of the hidden layers of each task's tower."""
     embedding: int = 8
@@ -52,6 +55,11 @@ class NetworkConfig:
     """Share of inputs set to 0 in training."""
     balance: Literal["fixed", "uncertainty", "gradnorm"] = "fixed"
     """How the tasks' losses become one."""
+    calibrator: float = 0.6
+    """aitm: coefficient of a later event's probability above that of the one before."""
+    after: tuple[str, ...] = ()
+    """LATER:EARLIER of two binary labels: without the earlier event the later one cannot be, and its probability is the
+    earlier one's times what its tower says (ESMM). The earlier label stands first."""
     weights: tuple[float, ...] = ()
     """Weight of each label's loss, in their order; empty: 1."""
     cardinalities: tuple[int, ...] = ()
@@ -72,14 +80,30 @@ class NetworkConfig:
             raise UserError(f"model.weights: expected one for each of {', '.join(self.names)}, got {self.weights}")
         if self.k < 0:
             raise UserError(f"model.k: expected at least 0, got {self.k}")
+        self.conditions()
+
+    def conditions(self) -> dict[str, str]:
+        """Later label -> the earlier one that it needs; before a table is read, none.
+
+        Raises:
+            UserError: no two labels of the table.
+        """
+        pairs = {f"{later}:{earlier}": (later, earlier) for later in self.names for earlier in self.names}
+        for text in self.after if self.names else ():
+            if text not in pairs:
+                raise UserError(f"model.after: expected LATER:EARLIER of {', '.join(self.names)}, got {text!r}")
+        return dict(pairs[text] for text in self.after if self.names)
 
     def tasks(self) -> list[Task]:
         """The tasks; before a table is read, one."""
         if not self.names:
             return [Task(name="label")]
-        weights = self.weights or (1.0,) * len(self.names)
+        weights, after = self.weights or (1.0,) * len(self.names), self.conditions()
         labels = zip(self.names, self.kinds, self.classes, weights, strict=True)
-        return [Task(name=n, kind=k, classes=c, weight=w) for n, k, c, w in labels]  # type: ignore[arg-type]  # of a config.json
+        return [
+            Task(name=n, kind=k, classes=c, weight=w, after=after.get(n))  # type: ignore[arg-type]  # of a config.json
+            for n, k, c, w in labels
+        ]
 
     def build(self) -> TabularModel:
         """The model with fresh weights; before a table is read, of one numeric column."""
@@ -120,8 +144,11 @@ class TabularModel(nn.Module):
 
 
 def _network(config: NetworkConfig, encoder: TableEncoder, tasks: Sequence[Task]) -> MultiTask:
+    plain: Options = {"tower": config.tower, "dropout": config.dropout}
     if config.architecture == "shared_bottom":
-        return SharedBottom(encoder, tasks=tasks, bottom=config.expert, tower=config.tower, dropout=config.dropout)
+        return SharedBottom(encoder, tasks=tasks, bottom=config.expert, **plain)
+    if config.architecture == "aitm":
+        return AITM(encoder, tasks=tasks, network=config.expert, calibrator=config.calibrator, **plain)
     gate: MakeGate = Dense
     if config.k:
         gate = Switch if config.k == 1 else partial(TopK, k=config.k)

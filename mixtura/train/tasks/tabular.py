@@ -23,7 +23,7 @@ from mixtura.train.data.shuffle import ShuffledStream
 from mixtura.train.data.table import Columns, held_out, read_sheet
 from mixtura.train.tasks import task as tasks
 from mixtura.train.tasks.network import NetworkConfig, TabularModel
-from mixtura.train.tasks.task import Evaluation, Outcome, Say, Units, autocast, device_of
+from mixtura.train.tasks.task import Evaluation, Outcome, Said, Say, Units, autocast, device_of
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -121,6 +121,7 @@ class TabularConfig(TrainConfig):
             kinds=tuple(label.kind for label in schema.labels),
             classes=tuple(len(label.classes) if label.kind == "multiclass" else 2 for label in schema.labels),
         )
+        train, val = (_settled(table, model.conditions()) for table in (train, val))
         return TabularTask(
             config=replace(self, model=model),
             schema=schema,
@@ -128,6 +129,12 @@ class TabularConfig(TrainConfig):
             val=Rows.of(val),
             notes=(train.notes, val.notes),
         )
+
+    def predict(self, model: nn.Module, data: str, *, folder: Path) -> Said:
+        """Every label's column for the rows of another table, which needs no labels."""
+        schema = _read_schema(folder / "table.json")
+        table = encode(read_sheet(data, missing=self.data.missing), replace(schema, labels=(), weight=""))
+        return Said(columns=_columns(said_of(model, Rows.of(table), self), schema), notes=table.notes)
 
 
 def _census(data: TableConfig) -> TableConfig:
@@ -142,6 +149,28 @@ def _census(data: TableConfig) -> TableConfig:
         categorical=CODES,
         ignore=LEFT_OUT,
     )
+
+
+def _read_schema(path: Path) -> Schema:
+    try:
+        return Schema.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"expected what a run learned of its table in {path}, got none ({error}); train anew"
+        ) from error
+
+
+def _settled(table: Table, conditions: Mapping[str, str]) -> Table:
+    """Rows without an earlier event are rows without the later one; both facts that matter are counted."""
+    labels, notes = dict(table.labels), list(table.notes)
+    for later, earlier in conditions.items():
+        is_without, values = labels[earlier] == 0, labels[later]
+        is_implied = is_without & np.isnan(values)
+        labels[later] = np.where(is_implied, np.float32(0), values)
+        notes.append(f"{later}: {is_implied.sum():,} rows without a label are no {later}, since they are no {earlier}")
+        if strange := int((is_without & (values == 1)).sum()):
+            notes.append(f"{later} without {earlier}: {strange:,} rows, which this model holds for impossible")
+    return replace(table, labels=labels, notes=tuple(notes))
 
 
 def _check_labelled(table: Table, path: str) -> None:
@@ -270,18 +299,7 @@ class TabularTask(tasks.Task):
 
     def predict(self, model: nn.Module) -> Prediction:
         """What a model in evaluation mode says of the held-out rows, on the CPU."""
-        device, said = device_of(model), []
-        for start in range(0, len(self.val), EVALUATED):
-            batch = self.val.take(slice(start, start + EVALUATED)).to(device)
-            with torch.no_grad(), autocast(self.config, device):
-                said.append(model(batch.categories_BC, batch.numbers_BM))
-        first = said[0]
-        scores = {name: torch.cat([one.scores[name].float().cpu() for one in said]) for name in first.scores}
-        gates = tuple(
-            {task: torch.cat([one.gates[level][task].float().cpu() for one in said]) for task in told}
-            for level, told in enumerate(first.gates)
-        )
-        return Prediction(tasks=first.tasks, scores=scores, gates=gates)
+        return said_of(model, self.val, self.config)
 
     def evaluate(self, model: nn.Module) -> Evaluation:
         """Each label's loss, and AUC, accuracy or R2."""
@@ -296,6 +314,37 @@ class TabularTask(tasks.Task):
         from mixtura.train.tasks.gates import panels  # late: chains of imports stay short
 
         return {"panels": panels(model, self)}
+
+
+def said_of(model: nn.Module, rows: Rows, config: TabularConfig) -> Prediction:
+    """What a model in evaluation mode says of rows, a part of them at a time, on the CPU."""
+    device, said = device_of(model), []
+    for start in range(0, len(rows), EVALUATED):
+        batch = rows.take(slice(start, start + EVALUATED)).to(device)
+        with torch.no_grad(), autocast(config, device):
+            said.append(model(batch.categories_BC, batch.numbers_BM))
+    first = said[0]
+    scores = {name: torch.cat([one.scores[name].float().cpu() for one in said]) for name in first.scores}
+    gates = tuple(
+        {task: torch.cat([one.gates[level][task].float().cpu() for one in said]) for task in told}
+        for level, told in enumerate(first.gates)
+    )
+    return Prediction(tasks=first.tasks, scores=scores, gates=gates)
+
+
+def _columns(said: Prediction, schema: Schema) -> dict[str, list[float]]:
+    """Label=class -> its probability, of a binary label that of its second class; regression -> value."""
+    columns = {}
+    for label in schema.labels:
+        told = said.predictions()[label.name]
+        if label.kind == "regression":
+            columns[label.name] = (label.mean + label.deviation * told).tolist()
+        elif label.kind == "binary":
+            columns[f"{label.name}={label.classes[1]}"] = told.tolist()
+        else:
+            for name, probability in zip(label.classes, told.unbind(1), strict=True):
+                columns[f"{label.name}={name}"] = probability.tolist()
+    return columns
 
 
 def _score(task: Task, score: Tensor, label: Tensor) -> tuple[str, float]:

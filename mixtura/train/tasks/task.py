@@ -95,6 +95,23 @@ class Evaluation:
         return {**self.losses, "mean": sum(self.losses.values()) / len(self.losses)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What a model says of new data.
+
+    Attributes:
+        columns: name -> an entry for each row.
+        notes: what was counted while the data were read.
+
+    Example:
+        >>> Said(columns={"a": [1.0, 2.0]}).notes
+        ()
+    """
+
+    columns: Mapping[str, Sequence[float | str]]
+    notes: Sequence[str] = ()
+
+
 class Stream(Protocol):
     """Training batches without end, which stop and go on anywhere."""
 

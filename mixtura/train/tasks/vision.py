@@ -16,10 +16,11 @@ from mixtura.train.config import TrainConfig
 from mixtura.train.data.image_stream import ImageBatch, in_order
 from mixtura.train.data.images import ImageConfig, Images, read_images
 from mixtura.train.tasks.image_task import ImageTask, check_sizes, fitted, sizes_to_try
-from mixtura.train.tasks.task import Evaluation, Outcome, Say, Units, autocast, device_of
+from mixtura.train.tasks.task import Evaluation, Outcome, Said, Say, Units, autocast, device_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,12 @@ class VisionConfig(TrainConfig):
     def prepare(self, *, on_progress: Say | None = None) -> VisionTask:  # noqa: ARG002  # reading takes a second
         """Read the images, and fit the model's sizes to them."""
         return VisionTask.of(self, read_images(self.data))
+
+    def predict(self, model: nn.Module, data: str, *, folder: Path) -> Said:
+        """Each image's class; see `mixtura.train.tasks.unlabelled.images`."""
+        from mixtura.train.tasks.unlabelled import images  # late: chains of imports stay short
+
+        return images(model, self, data, folder=folder)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mixtura.errors import UserError
-from mixtura.multitask import PLE, GradNorm, MMoE, OMoE, SharedBottom
+from mixtura.multitask import AITM, PLE, GradNorm, MMoE, OMoE, SharedBottom
 from mixtura.train.tasks.network import NetworkConfig
 
 TABLE = {
@@ -17,7 +17,8 @@ TABLE = {
 
 
 @pytest.mark.parametrize(
-    ("architecture", "kind"), [("mmoe", MMoE), ("ple", PLE), ("omoe", OMoE), ("shared_bottom", SharedBottom)]
+    ("architecture", "kind"),
+    [("mmoe", MMoE), ("ple", PLE), ("omoe", OMoE), ("shared_bottom", SharedBottom), ("aitm", AITM)],
 )
 def test_every_architecture(architecture, kind):
     model = NetworkConfig(architecture=architecture, expert=(8,), **TABLE).build()
@@ -41,6 +42,29 @@ def test_the_balance_learns_with_the_model():
     total.backward()
     assert model.balance.weight.grad is not None
     assert model.balance.weights()["b"] == 2
+
+
+EVENTS = {**TABLE, "names": ("click", "a:b", "buy"), "kinds": ("binary",) * 3, "classes": (2,) * 3}
+
+
+def test_a_label_after_another_is_their_product():
+    model = NetworkConfig(after=("buy:click",), **EVENTS).build().eval()
+    assert [task.after for task in model.network.tasks] == [None, None, "click"]
+    said = model(torch.tensor([[0, 1]]), torch.ones(1, 2)).predictions()
+    assert said["buy"] < said["click"]
+    assert NetworkConfig(after=("buy:a:b",), **EVENTS).tasks()[2].after == "a:b"
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        ("buy:x", r"model.after: expected LATER:EARLIER of click, a:b, buy, got 'buy:x'"),
+        ("click:buy", r"task 'click': expected after= to name an earlier binary task \(there is none\), got 'buy'"),
+    ],
+)
+def test_an_event_after_none(after, message):
+    with pytest.raises(UserError, match=message):
+        NetworkConfig(after=(after,), **EVENTS).build()
 
 
 def test_bad_input():

@@ -1,15 +1,22 @@
 """The recipe on a small table, from the command line to the report, and its bad input."""
 
+import csv
+import io
 import itertools
 import json
+import math
 import random
+import shutil
 
 import pytest
 import torch
+from torch import nn
 
 from mixtura.cli import main
 from mixtura.errors import UserError
+from mixtura.multitask import Prediction
 from mixtura.train.data.schema import Schema
+from mixtura.train.tasks.network import NetworkConfig
 from mixtura.train.tasks.tabular import Rows, RowStream, TableConfig, TabularConfig
 from tests.train.tiny import rows as metrics
 
@@ -78,6 +85,103 @@ def test_a_parquet_file_gives_the_same_rows(tmp_path):
         for path in (file, tmp_path / "orders.parquet")
     )
     assert first.name == second.name
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("orders")
+    write_table(folder)
+    assert main(command(folder)) == 0
+    return folder / "runs" / "a"
+
+
+class Fixed(nn.Module):
+    """Says the same of every row."""
+
+    def __init__(self, **scores):
+        super().__init__()
+        self.device, self.scores = nn.Parameter(torch.zeros(())), scores
+
+    def forward(self, categories_BC, numbers_BM):
+        scores = {name: torch.tensor([score] * len(numbers_BM)) for name, score in self.scores.items()}
+        kinds = ("binary", "multiclass", "regression")
+        tasks = NetworkConfig(names=tuple(scores), kinds=kinds, classes=(2, 3, 2)).tasks()
+        return Prediction(tasks=tuple(tasks), scores=scores, gates=())
+
+
+def test_new_rows_need_no_labels(run, tmp_path, capsys):
+    file = tmp_path / "new.csv"
+    file.write_text("hour,shop,price\n3,A,20\n9,Q,\n")
+    assert main(["predict", str(run), str(file)]) == 0
+    shown = capsys.readouterr()
+    table = list(csv.DictReader(io.StringIO(shown.out)))
+    assert list(table[0]) == ["bought=yes", "stars=1", "stars=2", "stars=3", "minutes"]
+    assert float(table[0]["bought=yes"]) > float(table[1]["bought=yes"])
+    assert sum(float(table[0][f"stars={n}"]) for n in (1, 2, 3)) == pytest.approx(1, abs=1e-5)
+    assert shown.err.splitlines() == [
+        "shop: 1 of 2 values unseen or rare in training, 0 missing",
+        "price: 1 of 2 values missing, 0 beyond 8 deviations",
+    ]
+    assert main(["predict", str(run), str(file), "--out", str(tmp_path / "said.csv")]) == 0
+    assert (tmp_path / "said.csv").read_text() == shown.out
+
+
+def test_predictions_in_the_units_of_the_table(run, tmp_path):
+    schema = Schema.from_dict(json.loads((run / "table.json").read_text()))
+    minutes = next(label for label in schema.labels if label.name == "minutes")
+    (tmp_path / "new.csv").write_text("hour,shop,price\n3,A,20\n")
+    model = Fixed(bought=math.log(3), stars=[0.0, math.log(2), 0.0], minutes=0.5)
+    said = TabularConfig().predict(model, str(tmp_path / "new.csv"), folder=run)
+    values = [0.75, 0.25, 0.5, 0.25, minutes.mean + minutes.deviation / 2]
+    assert [column[0] for column in said.columns.values()] == pytest.approx(values)
+
+
+@pytest.mark.parametrize(
+    ("text", "damage", "message"),
+    [
+        ("hour,shop\n3,A\n", False, "new.csv: expected the numeric column 'price', got columns hour, shop"),
+        ("hour,shop,price\n3,A,much\n", False, "new.csv, row 1, column 'price': expected a number, got 'much'"),
+        ("hour,shop,price\n3,A,1\n", True, "expected what a run learned of its table in"),
+    ],
+)
+def test_rows_that_cannot_be_predicted(run, tmp_path, capsys, text, damage, message):
+    (tmp_path / "new.csv").write_text(text)
+    shutil.copytree(run, tmp_path / "b", symlinks=True)
+    if damage:
+        (tmp_path / "b" / "table.json").write_text("{")
+    assert main(["predict", str(tmp_path / "b"), str(tmp_path / "new.csv")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def write_events(folder):
+    """Who does not see does not buy: unlabelled there. One row says otherwise."""
+    draw, lines = random.Random(1), ["shop,price,see,buy"]
+    for _ in range(200):
+        price, shop = draw.gauss(0, 1), draw.choice("AB")
+        see = price > 0
+        lines.append(f"{shop},{price:.2f},{int(see)},{int(shop == 'A') if see else ''}")
+    lines[1] = "A,-1,0,1"
+    (folder / "events.csv").write_text("\n".join(lines) + "\n")
+    return len([line for line in lines[1:] if line.endswith(",0,")])
+
+
+@pytest.mark.parametrize("architecture", ["shared_bottom", "aitm"])
+def test_an_event_that_needs_another(tmp_path, capsys, architecture):
+    unlabelled = write_events(tmp_path)
+    words = ["--data.path", str(tmp_path / "events.csv"), "--data.val-path", str(tmp_path / "events.csv")]
+    words += ["--data.labels", "see", "buy", "--model.after", "buy:see", "--model.architecture", architecture]
+    assert main(command(tmp_path, *words, "--data.group", "", labels=["see", "buy"])) == 0
+    told = capsys.readouterr().out
+    assert f"buy: {unlabelled} rows without a label are no buy, since they are no see" in told
+    assert "buy without see: 1 rows, which this model holds for impossible" in told
+    (tmp_path / "new.csv").write_text("shop,price\nA,2\nB,2\nA,-2\n")
+    assert main(["predict", str(tmp_path / "runs" / "a"), str(tmp_path / "new.csv")]) == 0
+    said = [[float(v) for v in row.values()] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))]
+    assert all(buy <= see for see, buy in said)
+    assert said[0][1] > said[1][1]
+    assert said[0][1] > said[2][1]
 
 
 def test_streams_share_an_epoch():
