@@ -61,9 +61,16 @@ def share() -> str:
     rows = []
     for row in r["rows"]:
         sizes = ", ".join(f"{row[name]:,}" for name in ("tokens", "dim", "hidden", "num_experts", "k"))
-        times = [f"{row[name]:.1f}" for name in ("layer ms", "kernel ms")]
+        times = [f"{row[name]:.1f}" for name in ("layer ms", "kernel ms", "router ms")]
         rows.append([f"{sizes}, {row['dtype']}", *times, f"{row['around']:.0%}", f"{row['beyond']:.0%}"])
-    header = ["T, D, F, E, K, dtype", "layer, ms", "its kernel, ms", "around the kernel", "beyond the products"]
+    header = [
+        "T, D, F, E, K, dtype",
+        "layer, ms",
+        "its kernel",
+        "the router's products",
+        "around them",
+        "beyond the products",
+    ]
     return f"{table(header, rows)}\n{measured_on(r)}\n"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks import (
     classical_figures,
+    experts,
     layer_figures,
     multitask_figures,
     parallel_figures,
@@ -74,6 +75,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
         "layer_summary": layer_figures.layer_summary,
         "step": step,
     },
+    DOCS / "training.md": {"experts": experts.figures},
     DOCS / "speed.md": layer_figures.SPEED,
     DOCS / "routers.md": layer_figures.ROUTERS,
     DOCS / "hub.md": layer_figures.HUB,

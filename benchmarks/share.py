@@ -2,8 +2,9 @@
 
     python -m benchmarks.share
 
-"around": routing, sorting, weighting, combining, and Python, as a share of the layer's time; the rest is the kernel's
-two calls, in which gathering and activation happen while operands are packed and results written. "beyond": what the
+"around": choosing, sorting, weighting, combining, and Python, as a share of the layer's time; the rest is the kernel's
+two calls, in which gathering and activation happen while operands are packed and results written, and the router's own
+three products, timed alone. "beyond": what the
 layer takes more than its products alone (see layer_cpu's "floor"), as a share of its time: an upper bound of everything
 that is no product, since it contains what the kernel's own products take longer.
 """
@@ -60,14 +61,21 @@ def measure(shape: Shape, dtype: torch.dtype, *, seconds: float) -> dict[str, An
         inside.append(0.0)
         return timed(lambda: layer(x).backward(inputs[1]))
 
+    def router() -> None:
+        for left, right in ((x_TD, weight_ED.T), (logits_TE, weight_ED), (logits_TE.T, x_TD)):
+            torch.mm(left, right)
+
+    x_TD, weight_ED, logits_TE = torch.randn(T, D), torch.randn(E, D), torch.randn(T, E)  # routers compute in fp32
     products = floor(shape, dtype, passes=3)
     native._call = spy
     try:
-        times = in_turn({"layer": step, "floor": lambda: timed(products)}, begin, seconds)
+        tasks = {"layer": step, "floor": lambda: timed(products), "router": lambda: timed(router)}
+        times = in_turn(tasks, begin, seconds)
     finally:
         native._call = call
     inside = inside[-len(times["layer"]) :]
-    around = [1 - kernel / whole for kernel, whole in zip(inside, times["layer"], strict=True)]
+    rounds = zip(inside, times["router"], times["layer"], strict=True)
+    around = [1 - (kernel + products_of_router) / whole for kernel, products_of_router, whole in rounds]
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {
         **{f"{name} ms": round(1e3 * value, 2) for name, value in medians.items()},

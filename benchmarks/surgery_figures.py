@@ -50,7 +50,17 @@ def real_model() -> str:
     return f"{table(['perplexity', *COLUMNS, 'thousand tokens'], rows)}\n{words}{measured_on(r)}\n"
 
 
+def real_pruned() -> str:
+    """Perplexities of the upcycled SmolLM2 with half of its experts gone."""
+    r = load("real_model")
+    whole = {"all eight experts": r["perplexity"]["upcycled"]}
+    cut = sorted(r["pruned to half"].items(), key=lambda item: item[1]["mean"])
+    rows = [[name, *(f"{row[column]:.2f}" for column in COLUMNS)] for name, row in (*whole.items(), *cut)]
+    return f"{table(['four of eight kept, by', *COLUMNS], rows)}\n{measured_on(r)}\n"
+
+
 SURGERY: dict[str, Callable[[], str]] = {
     "real_step0": real_step0,
     "real_model": real_model,
+    "real_pruned": real_pruned,
 }

@@ -101,9 +101,11 @@ template <class T>
 static void dot_products(const float* x, int64_t lda, int64_t m, const T* matrix, int64_t width, int64_t columns, float* c,
                          int64_t ldc) {
   constexpr int ROWS = W / DOTS, PER = Words<T>::PER;
-  for (int64_t j = 0; j < columns; j += ROWS) {
+  // Each of the rows that are read together walks through a part of its own, so that memory sees a few long streams.
+  const int64_t apart = (columns + ROWS - 1) / ROWS;
+  for (int64_t j = 0; j < apart; j++) {
     const T* rows[ROWS];
-    for (int r = 0; r < ROWS; r++) rows[r] = matrix + smaller(j + r, columns - 1) * width;
+    for (int r = 0; r < ROWS; r++) rows[r] = matrix + smaller(j + r * apart, columns - 1) * width;
     for (int64_t i = 0; i < m; i += DOTS) {
       const float* xs[DOTS];
       for (int d = 0; d < DOTS; d++) xs[d] = x + smaller(i + d, m - 1) * lda;
@@ -128,7 +130,7 @@ static void dot_products(const float* x, int64_t lda, int64_t m, const T* matrix
       V total = acc[0];
       for (int v = 1; v < W; v++) total += acc[v];
       for (int d = 0; d < DOTS && i + d < m; d++)
-        for (int r = 0; r < ROWS && j + r < columns; r++) c[(i + d) * ldc + j + r] = total[d * ROWS + r];
+        for (int r = 0; r < ROWS && j + r * apart < columns; r++) c[(i + d) * ldc + j + r * apart] = total[d * ROWS + r];
     }
   }
 }
