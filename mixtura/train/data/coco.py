@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ def _read(listed: _Listed, config: SceneConfig) -> tuple[BoxedSet, tuple[str, ..
     """The images and boxes of one part, scaled, and what there is to say about them."""
     pixels, boxes, labels, crowd, cut = [], [], [], [], 0
     for number, image in listed.images.items():
-        path = listed.file.parent / "images" / image["file_name"]
+        path = listed.file.parent / "images" / str(image["file_name"])
         if not path.is_file():
             raise UserError(f"{listed.file}: image {number}: expected the file {path}, found none")
         tensor, size = pictures.read_whole(path, size=config.image_size, colour=config.colour)
@@ -98,30 +99,43 @@ def _listed(file: Path) -> _Listed:
     facts = _load(file)
     names: dict[Any, str] = {}
     for entry in facts["categories"]:
-        number, name = _get(file, entry, "id", what="a category"), _get(file, entry, "name", what="a category")
+        number, name = (_get(file, entry, field, what="a category") for field in ("id", "name"))
         if number in names or name in names.values():
-            raise UserError(f"{file}: expected categories with ids and names of their own, got {number} {name!r} twice")
+            raise UserError(f"{file}: category {number}: expected every category once, got {name!r} or its id twice")
         names[number] = str(name)
-    images: dict[Any, Entry] = {}
+    images, files = {}, set()
     for entry in facts["images"]:
-        number, name = _get(file, entry, "id", what="an image"), _get(file, entry, "file_name", what="an image")
-        if number in images or any(name == other["file_name"] for other in images.values()):
+        number, name = (_get(file, entry, field, what="an image") for field in ("id", "file_name"))
+        if number in images or name in files:
             raise UserError(f"{file}: image {number}: expected every image once, got {name!r} or its id twice")
         images[number] = entry
+        files.add(name)
     if not names or not images:
         raise UserError(f"{file}: expected categories and images, got {len(names)} and {len(images)}")
-    annotations: dict[Any, list[Entry]] = {}
-    for place, entry in enumerate(facts["annotations"]):
-        number = entry.get("id", f"number {place}") if isinstance(entry, dict) else place
-        what = f"annotation {number}"
-        image, category = (_get(file, entry, name, what=what) for name in ("image_id", "category_id"))
-        if image not in images:
-            raise UserError(f"{file}: {what}: expected the id of a listed image, got {image}")
-        if category not in names:
-            raise UserError(f"{file}: {what}: expected a category among {sorted(names)}, got {category}")
-        annotations.setdefault(image, []).append(entry)
+    annotations = _annotations(file, facts["annotations"], images=images, names=names)
     label = {number: place for place, number in enumerate(names)}
     return _Listed(file=file, classes=tuple(names.values()), label=label, images=images, annotations=annotations)
+
+
+def _annotations(
+    file: Path, entries: list[Entry], *, images: Mapping[Any, Entry], names: Mapping[Any, str]
+) -> dict[Any, list[Entry]]:
+    """The annotations of each image's id."""
+    annotations: dict[Any, list[Entry]] = {}
+    seen = set()
+    for entry in entries:
+        number = _get(file, entry, "id", what="an annotation")
+        image, category = (_get(file, entry, name, what=f"annotation {number}") for name in ("image_id", "category_id"))
+        if number in seen:
+            raise UserError(f"{file}: annotation {number}: expected every annotation once, got its id twice")
+        if image not in images:
+            raise UserError(f"{file}: annotation {number}: expected the id of a listed image, got {image}")
+        if category not in names:
+            known = ", ".join(map(str, names))
+            raise UserError(f"{file}: annotation {number}: expected a category among {known}, got {category}")
+        seen.add(number)
+        annotations.setdefault(image, []).append(entry)
+    return annotations
 
 
 def _load(file: Path) -> dict[str, list[Entry]]:
@@ -131,12 +145,11 @@ def _load(file: Path) -> dict[str, list[Entry]]:
         facts = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # not UTF-8, or not JSON
         raise UserError(f"{file}: expected JSON in the format of COCO, got what cannot be read ({error})") from error
-    lists = {
-        name: facts.get(name) if isinstance(facts, dict) else None for name in ("images", "annotations", "categories")
-    }
-    if missing := [name for name, entries in lists.items() if not isinstance(entries, list)]:
-        raise UserError(f"{file}: expected the lists images, annotations and categories, got no {', '.join(missing)}")
-    return lists
+    found = facts if isinstance(facts, dict) else {}
+    names = ("images", "annotations", "categories")
+    if missing := [name for name in names if not isinstance(found.get(name), list)]:
+        raise UserError(f"{file}: expected the lists {', '.join(names)}, got no {', '.join(missing)}")
+    return {name: found[name] for name in names}
 
 
 def _get(file: Path, entry: object, name: str, *, what: str) -> Any:
@@ -149,7 +162,7 @@ def _get(file: Path, entry: object, name: str, *, what: str) -> Any:
 
 def _box(file: Path, annotation: Entry, *, size: tuple[int, int]) -> tuple[list[float], bool]:
     """Left, top, right, bottom in the file's pixels, and whether it had to be cut off."""
-    box, what = annotation.get("bbox"), f"annotation {annotation.get('id', annotation)!s:.60}"
+    box, what = annotation.get("bbox"), f"annotation {annotation['id']}"
     if not (isinstance(box, list) and len(box) == 4 and all(_is_finite(value) for value in box)):
         raise UserError(f"{file}: {what}: expected bbox [x, y, width, height], got {box!r:.60}")
     x, y, width, height = map(float, box)

@@ -73,11 +73,6 @@ class SceneConfig:
             raise UserError(f"data.val_fraction: expected more than 0 and at most 0.5, got {self.val_fraction}")
         if self.most < self.fewest:
             raise UserError(f"data.most: expected at least data.fewest = {self.fewest}, got {self.most}")
-        if not 1 <= self.smallest <= self.largest <= self.image_size:
-            raise UserError(
-                f"expected 1 <= data.smallest <= data.largest <= data.image_size, got {self.smallest}, {self.largest}, "
-                f"{self.image_size}"
-            )
         if self.seed < 0:
             raise UserError(f"data.seed: expected 0 or more, got {self.seed}")
 
@@ -107,11 +102,19 @@ def read_scenes(config: SceneConfig) -> BoxedImages:
 def composed(config: SceneConfig) -> BoxedImages:
     """Scenes of the labelled images that a configuration names; no source image is in both parts.
 
+    Raises:
+        UserError: sizes of objects that do not fit, and what `read_images` refuses.
+
     Example:
         >>> images = composed(SceneConfig(scenes=3, val_scenes=2))
         >>> images.train.images.shape, len(images.val), images.classes[:2]
         (torch.Size([3, 1, 64, 64]), 2, ('0', '1'))
     """
+    if not 1 <= config.smallest <= config.largest <= config.image_size:
+        raise UserError(
+            "expected 1 <= data.smallest <= data.largest <= data.image_size, "
+            f"got {config.smallest}, {config.largest}, {config.image_size}"
+        )
     sources = read_images(ImageConfig(path=config.path, val_fraction=config.val_fraction, seed=config.seed))
     parts = {
         name: _compose(config, part, name=name, count=count)

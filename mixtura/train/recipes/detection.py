@@ -18,8 +18,8 @@ def detect_tiny() -> DetectionConfig:
     """
     return DetectionConfig(
         recipe="detect-tiny",
-        optim=OptimConfig(lr=3e-3, weight_decay=0.05),
-        steps=2000,
+        optim=OptimConfig(lr=8e-3, weight_decay=0.05),
+        steps=1500,
         eval_interval=500,
         checkpoint_interval=500,
     )
