@@ -1,5 +1,7 @@
-"""What `mixtura upcycle | prune | branch | merge` are given, and the call that each makes."""
+"""What `mixtura upcycle | prune | branch | merge | detect` are given, and the call that each makes."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -96,6 +98,33 @@ class MergeArguments(Next):
     """Router of the mixture."""
     name: str = "mixture"
     """Folder of the mixture's run, inside that of the branches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectArguments:
+    """Find objects in images with a run's detector; one line of JSON for each image.
+
+    Example:
+        >>> DetectArguments(run="runs/latest", images=("street.jpg",)).least_score
+        0.3
+    """
+
+    run: str
+    """Folder of a run of a detector."""
+    images: tuple[str, ...]
+    """Image files."""
+    checkpoint: str = "best"
+    """best, last, or the step of a checkpoint."""
+    least_score: float = 0.3
+    """Leave out what has a lower score."""
+
+
+def detect(given: DetectArguments) -> Iterator[str]:
+    """`mixtura detect`."""
+    from mixtura.train.inspect import detect_objects  # late: chains of imports stay short
+
+    found = detect_objects(given.run, given.images, checkpoint=given.checkpoint, least_score=given.least_score)
+    return map(json.dumps, found)
 
 
 def upcycle(given: UpcycleArguments) -> Path:

@@ -9,7 +9,11 @@ from mixtura.cli import main
 from mixtura.models.detector import DetectorConfig
 from mixtura.models.objects import Objects, Output, detection_losses
 from mixtura.train.data.boxed import BoxedBatch, BoxedImages
+from mixtura.train.data.image_stream import scaled
+from mixtura.train.data.pictures import read_whole
 from mixtura.train.data.scenes import SceneConfig
+from mixtura.train.inspect import load_model
+from mixtura.train.run import open_run
 from mixtura.train.tasks.detection import DetectionConfig, DetectionTask
 from tests.train.data.test_boxed import some_images
 from tests.train.data.test_coco import write_coco
@@ -76,6 +80,37 @@ class TestFromTheCommandLine:
         assert main(command(tmp_path, "detect-tiny-dense", **options)) == 0
         config = json.loads((tmp_path / "runs" / "tiny" / "config.json").read_text())["config"]
         assert (config["model"]["num_classes"], config["model"]["channels"]) == (2, 3)
+
+    def test_objects_are_found_in_image_files(self, tmp_path, capsys):
+        folder = write_coco(tmp_path / "pets")
+        assert main(command(tmp_path, data__path=folder)) == 0
+        run, files = tmp_path / "runs" / "tiny", [str(folder / "images" / f"{n}.png") for n in (0, 3)]
+        capsys.readouterr()
+        assert main(["detect", str(run), *files, "--least-score", "0"]) == 0
+        first, second = map(json.loads, capsys.readouterr().out.splitlines())
+        assert [first["file"], second["file"]] == files
+        model, config = load_model(open_run(run), checkpoint="best")
+        pixels, whole = read_whole(folder / "images" / "3.png", size=32, colour=False)
+        assert whole == (64, 64)
+        with torch.no_grad():
+            (found,) = config.detect(model(scaled(pixels)[None]), size=32)
+        assert len(second["found"]) == len(found.scores)
+        for entry, box, label in zip(second["found"], found.boxes.tolist(), found.labels.tolist(), strict=True):
+            left, top, right, bottom = (2 * side for side in box)
+            assert entry["bbox"] == pytest.approx([left, top, right - left, bottom - top], abs=0.06)
+            assert entry["category"] == ("cat", "dog")[label]
+        assert main(["detect", str(run), *files, "--least-score", "1"]) == 0
+        assert [json.loads(line)["found"] for line in capsys.readouterr().out.splitlines()] == [[], []]
+
+    def test_images_that_are_none_and_runs_of_other_kinds(self, tmp_path, capsys, run):
+        assert main(["detect", str(run), "a.png"]) == 2
+        assert "expected the run of a detector, got" in capsys.readouterr().err
+        assert main(command(tmp_path, steps=1)) == 0
+        mine = str(tmp_path / "runs" / "tiny")
+        assert main(["detect", mine, "no.png"]) == 2
+        assert "no.png: expected an image, found no file" in capsys.readouterr().err
+        assert main(["detect", mine, "a.png", "--least-score", "2"]) == 2
+        assert "expected a least score from 0 to 1, got 2" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("options", "told"),
