@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from hashlib import blake2b
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from mixtura.models.objects import Objects
 from mixtura.train.data.image_stream import scaled
+from mixtura.train.data.images import fingerprint
 from mixtura.train.data.shuffle import ShuffledStream
 
 
@@ -117,12 +118,9 @@ class BoxedImages:
     @cached_property
     def fingerprint(self) -> str:
         """Changes with any pixel, box or label."""
-        key = blake2b(repr(self.classes).encode(), digest_size=16)
-        for part in (self.train, self.val):
-            for values in (part.images, part.objects.boxes, part.objects.labels, part.objects.image, part.crowd):
-                key.update(str(tuple(values.shape)).encode())
-                key.update(values.contiguous().numpy().tobytes())
-        return key.hexdigest()
+        sets = (self.train, self.val)
+        parts = ((p.images, p.objects.boxes, p.objects.labels, p.objects.image, p.crowd) for p in sets)
+        return fingerprint(self.classes, chain.from_iterable(parts))
 
     def report(self) -> list[str]:
         """Lines for people: objects of each class, images without any, crowds, and what was done."""

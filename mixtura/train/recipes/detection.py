@@ -19,8 +19,8 @@ def detect_tiny() -> DetectionConfig:
     return DetectionConfig(
         recipe="detect-tiny",
         optim=OptimConfig(lr=8e-3, weight_decay=0.05),
-        steps=1500,
-        eval_interval=500,
+        steps=3000,
+        eval_interval=1000,
         checkpoint_interval=500,
     )
 

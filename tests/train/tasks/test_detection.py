@@ -17,6 +17,7 @@ from mixtura.train.run import open_run
 from mixtura.train.tasks.detection import DetectionConfig, DetectionTask
 from tests.train.data.test_boxed import some_images
 from tests.train.data.test_coco import write_coco
+from tests.train.tasks.test_vision import command as vision_command
 from tests.train.tiny import rows
 
 OPTIONS = {
@@ -40,12 +41,7 @@ OPTIONS = {
 
 
 def command(folder, recipe="detect-tiny", **options):
-    """`train` with a tiny configuration; double underscores stand for dots, None leaves an option out."""
-    given = {name.replace("__", ".").replace("_", "-"): value for name, value in options.items()}
-    arguments = ["train", recipe]
-    for name, value in ({"out": folder / "runs"} | OPTIONS | given).items():
-        arguments += [] if value is None else [f"--{name}", str(value)]
-    return arguments
+    return vision_command(folder, recipe, tiny=OPTIONS, **options)
 
 
 def tiny_task(images: BoxedImages | None = None, **options) -> DetectionTask:
