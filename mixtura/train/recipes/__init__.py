@@ -28,6 +28,7 @@ RECIPES = {
     "detect-tiny": "detection",
     "detect-tiny-dense": "detection",
     "detect-fashion": "detection",
+    "detect-fashion-dense": "detection",
 }
 
 

@@ -45,3 +45,14 @@ def detect_fashion() -> DetectionConfig:
     """
     data = SceneConfig(path="fashion-mnist", smallest=12, largest=36, most=5)
     return replace(detect_tiny(), recipe="detect-fashion", data=data)
+
+
+def detect_fashion_dense() -> DetectionConfig:
+    """The dense twin of detect-fashion: equal active parameters, no experts.
+
+    Example:
+        >>> detect_fashion_dense().model.num_experts
+        0
+    """
+    base = detect_fashion()
+    return replace(base, recipe="detect-fashion-dense", model=replace(base.model, num_experts=0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -68,9 +67,10 @@ class DetectionConfig(TrainConfig):
             ...
             mixtura.errors.UserError: expected no --model.num-classes, got 7; it comes from the data
         """
+        from mixtura.train.setup import require  # late: it imports what configurations import
+
         check_sizes(self.model)
-        if importlib.util.find_spec("pycocotools") is None:
-            raise UserError("judging detections needs pycocotools; run: pip install 'mixtura[detect]'")
+        require("pycocotools")
 
     def build_model(self) -> Detector:
         """A detector with fresh weights.

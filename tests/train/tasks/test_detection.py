@@ -70,9 +70,16 @@ class TestFromTheCommandLine:
         assert main(["resume", str(run), "--checkpoint", "2"]) == 0
         assert rows(run) == measured
 
-    def test_a_folder_of_ones_own_and_the_dense_twin(self, tmp_path):
+    @pytest.mark.parametrize("num_experts", [4, 0])
+    def test_a_folder_of_ones_own_and_the_dense_twin(self, tmp_path, num_experts):
         folder = write_coco(tmp_path / "pets")
-        options = {"data__path": folder, "data__colour": True, "model__num_experts": 0, "data__flip": True}
+        options = {
+            "data__path": folder,
+            "data__colour": True,
+            "model__num_experts": num_experts,
+            "data__flip": True,
+            "precision": "bf16",
+        }
         assert main(command(tmp_path, "detect-tiny-dense", **options)) == 0
         config = json.loads((tmp_path / "runs" / "tiny" / "config.json").read_text())["config"]
         assert (config["model"]["num_classes"], config["model"]["channels"]) == (2, 3)
@@ -125,11 +132,7 @@ class TestFromTheCommandLine:
         assert told in capsys.readouterr().err
 
     def test_without_pycocotools_the_extra_is_named_before_anything_starts(self, tmp_path, capsys, monkeypatch):
-        from importlib.util import find_spec
-
-        monkeypatch.setattr(
-            "importlib.util.find_spec", lambda name, *rest: None if name == "pycocotools" else find_spec(name, *rest)
-        )
+        monkeypatch.setattr("mixtura.train.setup.find_spec", lambda name: None if name == "pycocotools" else name)
         assert main(command(tmp_path)) == 2
         assert "run: pip install 'mixtura[detect]'" in capsys.readouterr().err
         assert not (tmp_path / "runs").exists()
