@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks import (
     classical_figures,
+    detection,
     experts,
     layer_figures,
     multitask_figures,
@@ -84,6 +85,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     DOCS / "classical.md": classical_figures.CLASSICAL,
     DOCS / "hme.md": classical_figures.HME,
     DOCS / "texts.md": twin_figures.TEXTS,
+    DOCS / "detection.md": detection.FIGURES,
     DOCS / "vision.md": vision_figures.VISION,
     DOCS / "multitask.md": multitask_figures.MULTITASK,
 }

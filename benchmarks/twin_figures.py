@@ -31,6 +31,10 @@ def twins() -> str:
             if what != "machine":
                 scores = [f"{part['rows'][name]['macro F1']:.3f}" for name in ("classify-tiny", "classify-tiny-dense")]
                 rows.append([f"texts, {what}: macro F1", *scores, "higher", "[texts](docs/texts.md)"])
+    if (RESULTS / "detection.json").exists():
+        found = {name: f"{row['mAP']:.3f}" for name, row in load("detection")["models"].items()}
+        scores = [found["detect-tiny"], found["detect-tiny-dense"]]
+        rows.append(["objects in scenes of digits: mAP", *scores, "higher", "[detection](docs/detection.md)"])
     return table(["", "mixture", "dense twin", "better is", ""], rows)
 
 

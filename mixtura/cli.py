@@ -28,6 +28,7 @@ USAGE = """usage: mixtura COMMAND [...]
   eval RUN [--checkpoint best|last|STEP]       losses of a checkpoint on held-out data
   predict RUN DATA [--out FILE.csv]            what a checkpoint says of rows, texts or images without labels
   generate RUN --prompt TEXT                   write on from a prompt
+  detect RUN IMAGE ... [--least-score 0.3]     find objects in images with a run's detector, as JSON
   report RUN                                   look at a run's model again and rewrite its report.html
   plan [RECIPE] [--section.field VALUE ...]    memory of each rank and bytes sent in a step, before a run is started
   recipes                                      the recipes, what they cost and what they reach
@@ -280,6 +281,13 @@ def _generate(arguments: Sequence[str]) -> None:
     print()
 
 
+def _detect(arguments: Sequence[str]) -> None:
+    from mixtura.train.commands import DetectArguments, detect
+
+    for line in detect(parse(DetectArguments, arguments, prog="mixtura detect")):
+        print(line)
+
+
 def _report(arguments: Sequence[str]) -> None:
     from mixtura.train.inspect import rewrite_report
 
@@ -345,6 +353,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "eval": _eval,
     "predict": _predict,
     "generate": _generate,
+    "detect": _detect,
     "report": _report,
     "plan": _plan,
     "recipes": _recipes,

@@ -1,8 +1,9 @@
-"""What `mixtura predict | upcycle | prune | branch | merge` are given, and the call that each makes."""
+"""What `mixtura predict | detect | upcycle | prune | branch | merge` are given, and the call that each makes."""
 
 import csv
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -134,6 +135,33 @@ def predict(given: PredictArguments) -> tuple[str, Sequence[str]]:
         return table.getvalue(), said.notes
     write_file(Path(given.out), table.getvalue())
     return f"written: {given.out}\n", said.notes
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectArguments:
+    """Find objects in images with a run's detector; one line of JSON for each image.
+
+    Example:
+        >>> DetectArguments(run="runs/latest", images=("street.jpg",)).least_score
+        0.3
+    """
+
+    run: str
+    """Folder of a run of a detector."""
+    images: tuple[str, ...]
+    """Image files."""
+    checkpoint: str = "best"
+    """best, last, or the step of a checkpoint."""
+    least_score: float = 0.3
+    """Leave out what has a lower score."""
+
+
+def detect(given: DetectArguments) -> Iterator[str]:
+    """`mixtura detect`."""
+    from mixtura.train.inspect import detect_objects  # late: chains of imports stay short
+
+    found = detect_objects(given.run, given.images, checkpoint=given.checkpoint, least_score=given.least_score)
+    return map(json.dumps, found)
 
 
 def upcycle(given: UpcycleArguments) -> Path:

@@ -1,15 +1,18 @@
-"""Look at a finished or running run: losses of a checkpoint, generated text, the report again."""
+"""Look at a finished or running run: losses of a checkpoint, generated text, objects in images, the report."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
 from mixtura.errors import UserError
 from mixtura.models.gpt import GPT
 from mixtura.train.checkpoint import find_checkpoint, load_weights
 from mixtura.train.config import TrainConfig
+from mixtura.train.data.image_stream import scaled
 from mixtura.train.data.tokenizer import TextTokenizer
 from mixtura.train.device import choose_device
 from mixtura.train.observations import finish
@@ -17,7 +20,7 @@ from mixtura.train.run import Run, open_run
 from mixtura.train.setup import build_model, require
 from mixtura.train.step import evaluate
 from mixtura.train.tasks.language import LanguageConfig, language_config
-from mixtura.train.tasks.task import Evaluation, Said, Units
+from mixtura.train.tasks.task import Evaluation, Said, Units, device_of
 from mixtura.train.tasks.texts import continuation
 
 
@@ -94,3 +97,48 @@ def generate_text(
     )
     yield prompt
     yield from written
+
+
+@torch.no_grad()
+def detect_objects(
+    path: str | Path, images: Sequence[str | Path], *, checkpoint: str = "best", least_score: float = 0.3
+) -> Iterator[dict[str, Any]]:
+    """What a run's detector finds in image files, one after the other.
+
+    Args:
+        path: the run's folder.
+        images: files, of any size.
+        checkpoint: best, last, or a step.
+        least_score: what has a lower one is left out.
+
+    Returns:
+        for each file "file" and "found": "category", "score" and "bbox", [x, y, width, height] in its pixels.
+
+    Raises:
+        UserError: a run of another kind, a file that is missing or no image.
+    """
+    from mixtura.train.data import pictures  # late: Pillow is optional
+    from mixtura.train.tasks.detection import DetectionConfig
+
+    run = open_run(path)
+    model, config = load_model(run, checkpoint=checkpoint)
+    if not isinstance(config, DetectionConfig):
+        raise UserError(f"expected the run of a detector, got {str(run.folder)!r} of {config.task}")
+    if not 0 <= least_score <= 1:
+        raise UserError(f"expected a least score from 0 to 1, got {least_score}")
+    classes = (run.folder / "classes.txt").read_text(encoding="utf-8").splitlines()
+    side = config.data.image_size
+    for file in map(Path, images):
+        if not file.is_file():
+            raise UserError(f"{file}: expected an image, found no file")
+        pixels, whole = pictures.read_whole(file, size=side, colour=config.model.channels == 3)
+        (found,) = config.detect(model(scaled(pixels)[None].to(device_of(model))), size=side)
+        corners = found.boxes * (max(whole) / side)
+        boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
+        rows = zip(found.labels.tolist(), found.scores.tolist(), boxes.tolist(), strict=True)
+        objects = [
+            {"category": classes[label], "score": round(score, 4), "bbox": [round(value, 1) for value in box]}
+            for label, score, box in rows
+            if score >= least_score
+        ]
+        yield {"file": str(file), "found": objects}

@@ -16,6 +16,7 @@ EXTRAS = {
     "jinja2": "train,plots",
     "plotly": "train,plots",
     "tensorboard": "tensorboard",
+    "pycocotools": "detect",
 }
 
 

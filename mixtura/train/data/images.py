@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -56,6 +57,20 @@ class ImageConfig:
                 raise UserError(f"data.{name}: expected 0 or more, got {getattr(self, name)}")
         if not 0 < self.val_fraction <= 0.5:
             raise UserError(f"data.val_fraction: expected more than 0 and at most 0.5, got {self.val_fraction}")
+
+
+def fingerprint(classes: Sequence[str], parts: Iterable[Tensor]) -> str:
+    """A name for data that changes with any of their values.
+
+    Example:
+        >>> fingerprint(("a",), [torch.zeros(2)]) == fingerprint(("a",), [torch.zeros(2, 1)])
+        False
+    """
+    key = blake2b(repr(tuple(classes)).encode(), digest_size=16)
+    for values in parts:
+        key.update(str(tuple(values.shape)).encode())
+        key.update(values.contiguous().numpy().tobytes())
+    return key.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -118,12 +133,8 @@ class Images:
     @cached_property
     def fingerprint(self) -> str:
         """Changes with any pixel or label."""
-        key = blake2b(repr(self.classes).encode(), digest_size=16)
-        for part in (self.train, self.val):
-            for values in (part.images, part.labels):
-                key.update(str(tuple(values.shape)).encode())
-                key.update(values.contiguous().numpy().tobytes())
-        return key.hexdigest()
+        parts = [values for part in (self.train, self.val) for values in (part.images, part.labels)]
+        return fingerprint(self.classes, parts)
 
     def report(self) -> list[str]:
         """Lines for people: images of each class, and the count of each reason to leave a file out."""

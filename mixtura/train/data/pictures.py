@@ -112,18 +112,46 @@ def _files(folder: Path, skipped: Counter[str]) -> list[Path]:
 
 
 def _open(file: Path, *, size: int, colour: bool) -> Tensor:
+    image = _converted(file, colour=colour)
+    if size and image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return _pixels(image)
+
+
+def read_whole(file: Path, *, size: int, colour: bool) -> tuple[Tensor, tuple[int, int]]:
+    """An image scaled to fit into a square at its top left, the rest black, and its own width and height.
+
+    Returns:
+        uint8 (C, H, H); a place in the file's image times H over its longer side is the place here.
+
+    Raises:
+        UserError: a file that cannot be read.
+    """
+    image = _converted(file, colour=colour)
+    whole = image.size
+    share = size / max(whole)
+    fitting = [max(1, round(side * share)) for side in whole]
+    if image.size != (fitting[0], fitting[1]):
+        image = image.resize((fitting[0], fitting[1]), Image.Resampling.BILINEAR)
+    square = Image.new(image.mode, (size, size))
+    square.paste(image, (0, 0))
+    return _pixels(square), whole
+
+
+def _converted(file: Path, *, colour: bool) -> Image.Image:
     if not file.stat().st_size:
         raise UserError(f"{file}: expected an image, got an empty file; remove it or put it right")
     try:
         with Image.open(file) as image:
-            converted = image.convert("RGB" if colour else "L")
+            return image.convert("RGB" if colour else "L")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{file}: expected an image, got what cannot be read ({error}); remove it") from error
-    if size and converted.size != (size, size):
-        converted = converted.resize((size, size), Image.Resampling.BILINEAR)
-    width, height = converted.size
-    values = torch.frombuffer(bytearray(converted.tobytes()), dtype=torch.uint8)
-    return values.view(height, width, 3 if colour else 1).permute(2, 0, 1)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    width, height = image.size
+    values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return values.view(height, width, len(image.getbands())).permute(2, 0, 1)
 
 
 def _check_size(file: Path, pixels: Tensor, expected: tuple[int, int] | None) -> tuple[int, int]:

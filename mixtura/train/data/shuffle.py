@@ -14,6 +14,17 @@ from mixtura.errors import UserError
 Batch = TypeVar("Batch")
 
 
+def generator_of(seed: int, place: str) -> torch.Generator:
+    """A generator of its own for each place in the data, whatever was drawn elsewhere.
+
+    Example:
+        >>> torch.equal(*(torch.rand(3, generator=generator_of(0, "epoch 1")) for _ in range(2)))
+        True
+    """
+    digest = blake2b(f"{seed}/{place}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
 class ShuffledStream(ABC, Generic[Batch]):
     """Batches of samples, epoch after epoch, each in an order that depends on the seed and the epoch alone.
 
@@ -88,8 +99,7 @@ class ShuffledStream(ABC, Generic[Batch]):
         return self.epoch(self._generator(str(number)))
 
     def _generator(self, place: str) -> torch.Generator:
-        seed = blake2b(f"{self._seed}/{place}".encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(seed, "big") >> 1)
+        return generator_of(self._seed, place)
 
     def _skip(self, samples: int) -> None:
         self._position += samples

@@ -25,6 +25,10 @@ RECIPES = {
     "vit-fashion-dense": "images",
     "dit-tiny": "images",
     "dit-tiny-dense": "images",
+    "detect-tiny": "detection",
+    "detect-tiny-dense": "detection",
+    "detect-fashion": "detection",
+    "detect-fashion-dense": "detection",
 }
 
 

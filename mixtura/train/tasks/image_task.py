@@ -19,7 +19,7 @@ Sizes = TypeVar("Sizes", bound=PatchesConfig)
 _SEEN = 64  # images of each class that the report looks at
 
 
-def check_sizes(model: PatchesConfig) -> None:
+def check_sizes(model: object) -> None:
     """Refuse sizes that belong to the data.
 
     Raises:
@@ -32,9 +32,9 @@ def check_sizes(model: PatchesConfig) -> None:
         mixtura.errors.UserError: expected no --model.num-classes, got 7; it comes from the data
     """
     for name, unknown in (("num_classes", 10), ("channels", 1), ("image_size", 0)):
-        if getattr(model, name) != unknown:
+        if (given := getattr(model, name, unknown)) != unknown:
             option = name.replace("_", "-")
-            raise UserError(f"expected no --model.{option}, got {getattr(model, name)}; it comes from the data")
+            raise UserError(f"expected no --model.{option}, got {given}; it comes from the data")
 
 
 def sizes_to_try(model: Sizes) -> Sizes:

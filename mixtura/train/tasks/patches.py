@@ -111,8 +111,13 @@ def coloured(images: Tensor, expert_BL: Tensor, *, size: int) -> Tensor:
     return grid(both.round().to(torch.uint8), columns=B)
 
 
-def grid(images: Tensor, *, columns: int) -> Tensor:
+def grid(images: Tensor, *, columns: int, scale: int = _SCALE) -> Tensor:
     """Images in rows and columns with white lines between: uint8 (B, C, H, H) -> uint8 (rows, columns, 3).
+
+    Args:
+        images: as many as fill the rows.
+        columns: of them.
+        scale: pixels of the picture for one of an image.
 
     Example:
         >>> grid(torch.zeros(6, 1, 7, 7, dtype=torch.uint8), columns=3).shape
@@ -122,7 +127,7 @@ def grid(images: Tensor, *, columns: int) -> Tensor:
     lined = nn.functional.pad(images.expand(B, 3, H, H), (0, 1, 0, 1), value=255)
     rows = lined.view(B // columns, columns, 3, H + 1, H + 1).permute(0, 3, 1, 4, 2)
     pixels = rows.reshape(B // columns * (H + 1), columns * (H + 1), 3)
-    return pixels.repeat_interleave(_SCALE, 0).repeat_interleave(_SCALE, 1)
+    return pixels.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
 
 
 def png(pixels: Tensor) -> bytes:

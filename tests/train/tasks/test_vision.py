@@ -31,11 +31,11 @@ OPTIONS = {
 }
 
 
-def command(folder, recipe="vit-tiny", **options):
+def command(folder, recipe="vit-tiny", *, tiny=OPTIONS, **options):
     """`train` with a tiny configuration; double underscores stand for dots, None leaves an option out."""
     given = {name.replace("__", ".").replace("_", "-"): value for name, value in options.items()}
     arguments = ["train", recipe]
-    for name, value in ({"out": folder / "runs"} | OPTIONS | given).items():
+    for name, value in ({"out": folder / "runs"} | tiny | given).items():
         values = value if isinstance(value, tuple) else (value,)
         arguments += [] if value is None else [f"--{name}", *map(str, values)]
     return arguments
