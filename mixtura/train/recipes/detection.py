@@ -12,6 +12,8 @@ def detect_tiny() -> DetectionConfig:
 
     Your own images with boxes, in the format of COCO: `--data.path FOLDER`.
 
+    Cost: about five minutes on one CPU core. Result: mAP 0.852 on held-out scenes; docs/detection.md.
+
     Example:
         >>> detect_tiny().model.num_experts
         8
@@ -27,6 +29,8 @@ def detect_tiny() -> DetectionConfig:
 
 def detect_tiny_dense() -> DetectionConfig:
     """The dense twin of detect-tiny: equal active parameters, no experts.
+
+    Result: mAP 0.852 too; docs/detection.md.
 
     Example:
         >>> detect_tiny_dense().model.num_experts
