@@ -24,6 +24,7 @@ USAGE = """usage: mixtura COMMAND [...]
   resume RUN [--checkpoint last|best|STEP]     continue an interrupted run to the very same numbers
   eval RUN [--checkpoint best|last|STEP]       losses of a checkpoint on held-out data
   generate RUN --prompt TEXT                   write on from a prompt
+  translate RUN [--to LANGUAGE] < text         translate standard input line by line
   report RUN                                   look at a run's model again and rewrite its report.html
   recipes                                      the recipes, what they cost and what they reach
   convert SOURCE TARGET [--format FAMILY]      read a Hugging Face checkpoint and write it anew, checked
@@ -256,6 +257,13 @@ def _generate(arguments: Sequence[str]) -> None:
     print()
 
 
+def _translate(arguments: Sequence[str]) -> None:
+    from mixtura.train.commands import TranslateArguments, translate
+
+    for line in translate(parse(TranslateArguments, arguments, prog="mixtura translate"), sys.stdin):
+        print(line, flush=True)
+
+
 def _report(arguments: Sequence[str]) -> None:
     from mixtura.train.inspect import rewrite_report
 
@@ -320,6 +328,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "finetune": _finetune,
     "eval": _eval,
     "generate": _generate,
+    "translate": _translate,
     "report": _report,
     "recipes": _recipes,
     "convert": _convert,

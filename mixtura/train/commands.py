@@ -1,5 +1,6 @@
-"""What `mixtura upcycle | prune | branch | merge` are given, and the call that each makes."""
+"""What `mixtura upcycle | prune | branch | merge | translate` are given, and the call that each makes."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -98,6 +99,27 @@ class MergeArguments(Next):
     """Folder of the mixture's run, inside that of the branches."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TranslateArguments:
+    """Translate standard input line by line.
+
+    Example:
+        >>> TranslateArguments(run="runs/latest").beam
+        4
+    """
+
+    run: str
+    """Folder of a run of a translator."""
+    to: str = ""
+    """The language to translate to; empty: the only one there is."""
+    checkpoint: str = "best"
+    """best, last, or the step of a checkpoint."""
+    beam: int = 4
+    """Hypotheses at a time; 1: greedy."""
+    alpha: float = 0.6
+    """Length penalty; 0: none."""
+
+
 def upcycle(given: UpcycleArguments) -> Path:
     """`mixtura upcycle`."""
     return upcycle_run(
@@ -128,3 +150,12 @@ def merge(given: MergeArguments) -> Path:
     from mixtura.train.branch import merge_branches  # late: chains of imports stay short
 
     return merge_branches(given.branches, given, weights=given.weights, k=given.k, router=given.router)
+
+
+def translate(given: TranslateArguments, lines: Iterable[str]) -> Iterator[str]:
+    """`mixtura translate`."""
+    from mixtura.train.inspect import translate_lines  # late: chains of imports stay short
+
+    return translate_lines(
+        given.run, lines, to=given.to, checkpoint=given.checkpoint, beam=given.beam, alpha=given.alpha
+    )

@@ -25,6 +25,8 @@ RECIPES = {
     "vit-fashion-dense": "images",
     "dit-tiny": "images",
     "dit-tiny-dense": "images",
+    "translate-tiny": "translation",
+    "translate-tiny-dense": "translation",
 }
 
 

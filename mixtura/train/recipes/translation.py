@@ -1,0 +1,50 @@
+"""Recipes that translate."""
+
+from dataclasses import replace
+
+from mixtura.models.blocks import loss_coefficients
+from mixtura.models.translator import TranslatorConfig
+from mixtura.train.data.parallel import ParallelConfig
+from mixtura.train.optim import OptimConfig
+from mixtura.train.tasks.translation import TranslationConfig
+
+
+def translate_tiny() -> TranslationConfig:
+    """English to Spanish and back by one small model, learned from the verses of two Bibles; or from texts of your own.
+
+    Your own: `--data.source news.en --data.target news.es`.
+
+    Example:
+        >>> translate_tiny().model.num_experts
+        8
+    """
+    return TranslationConfig(
+        recipe="translate-tiny",
+        model=TranslatorConfig(
+            dim=128,
+            layers=3,
+            heads=4,
+            hidden=256,
+            num_experts=8,
+            k=1,
+            moe_every=1,
+            router="switch",
+            losses=loss_coefficients({"load_balance": 1e-2, "z": 1e-3}),
+        ),
+        data=ParallelConfig(vocab_size=4096, max_tokens=80, batch_tokens=2048),
+        optim=OptimConfig(lr=3e-3),
+        steps=2000,
+        eval_interval=250,
+        checkpoint_interval=500,
+    )
+
+
+def translate_tiny_dense() -> TranslationConfig:
+    """The dense twin of translate-tiny: equal active parameters, no experts.
+
+    Example:
+        >>> translate_tiny_dense().model.num_experts
+        0
+    """
+    base = translate_tiny()
+    return replace(base, recipe="translate-tiny-dense", model=replace(base.model, num_experts=0))
