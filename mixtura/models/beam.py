@@ -1,5 +1,6 @@
 """Beam search: the best translations that a few hypotheses at a time lead to."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ def beam_search(
     mask_BS: Tensor | None = None,
     beam: int = 4,
     alpha: float = 0.6,
-    max_tokens: int = 100,
+    max_tokens: int | Sequence[int] = 100,
 ) -> list[list[Hypothesis]]:
     """The best translations of each text, best first, at most `beam`; with a beam of 1, the greedy one.
 
@@ -61,7 +62,7 @@ def beam_search(
         mask_BS: False for padding.
         beam: hypotheses at a time.
         alpha: of the length penalty; 0: none.
-        max_tokens: of a translation, without its end; it ends there.
+        max_tokens: of a translation, without its end, where it ends; one number for all, or one for each text.
 
     Raises:
         UserError: a value out of its range.
@@ -73,25 +74,27 @@ def beam_search(
         >>> len(found[0]), max(len(hypothesis.ids) for hypothesis in found[0]) <= 2
         (3, True)
     """
-    if beam < 1 or alpha < 0 or not 1 <= max_tokens < model.config.context:
-        raise UserError(
-            f"expected a beam of at least 1, alpha of at least 0 and max_tokens from 1 to {model.config.context - 1}, "
-            f"got {beam}, {alpha} and {max_tokens}"
-        )
     B, K, device = len(source_BS), beam, source_BS.device
+    limits = [max_tokens] * B if isinstance(max_tokens, int) else list(max_tokens)
+    most = model.config.context - 1
+    if beam < 1 or alpha < 0 or len(limits) != B or not all(1 <= limit <= most for limit in limits):
+        raise UserError(
+            f"expected a beam of at least 1, alpha of at least 0 and max_tokens from 1 to {most} (one, or one for each "
+            f"of {B} texts), got {beam}, {alpha} and {max_tokens}"
+        )
+    limit_B11 = torch.tensor(limits, device=device).view(B, 1, 1)
+    goes_on_V = torch.arange(model.config.vocab_size, device=device) != end_id
     memory, cache = model.encode(source_BS, mask_BS=mask_BS), model.new_cache(B * K)
     ids_BKL = torch.full((B, K, 1), end_id, device=device)
     total_BK = torch.full((B, K), -torch.inf, device=device)
     total_BK[:, 0] = 0  # the others are the same hypothesis, and would be found as often
     first_row_B1 = torch.arange(B, device=device).unsqueeze(1) * K
     finished: list[list[Hypothesis]] = [[] for _ in range(B)]
-    for length in range(1, max_tokens + 2):  # with the end
+    for length in range(1, max(limits, default=0) + 2):  # with the end
         logits = model.head(model.decode(ids_BKL[:, :, -1].reshape(B * K, 1), memory, cache=cache))
         total_BKV = total_BK.unsqueeze(2) + logits.float().log_softmax(-1).view(B, K, -1)
-        if length > max_tokens:
-            ending = total_BKV[:, :, end_id].clone()
-            total_BKV = total_BKV.fill_(-torch.inf)
-            total_BKV[:, :, end_id] = ending
+        if length > min(limits):
+            total_BKV = total_BKV.masked_fill((length > limit_B11) & goes_on_V, -torch.inf)
         best_BN, parent_BN, token_BN = _best(total_BKV, 2 * K)
         is_end_BN = token_BN == end_id
         penalty = length_penalty(length, alpha=alpha)

@@ -79,6 +79,15 @@ def test_it_is_the_search_that_its_page_tells(beam, options):
         assert [hypothesis.score for hypothesis in mine] == pytest.approx([one.score for one in expected], abs=1e-4)
 
 
+def test_each_text_can_have_a_limit_of_its_own():
+    model, source = sharp_model(seed=4), torch.randint(1, 13, (3, 5))
+    together = beam_search(model, source, end_id=END, beam=3, max_tokens=[1, 7, 4])
+    for text, limit, found in zip(source, (1, 7, 4), together, strict=True):
+        (alone,) = beam_search(model, text.unsqueeze(0), end_id=END, beam=3, max_tokens=limit)
+        assert [hypothesis.ids for hypothesis in found] == [hypothesis.ids for hypothesis in alone]
+        assert max(len(hypothesis.ids) for hypothesis in found) <= limit
+
+
 @torch.no_grad()
 def test_a_beam_of_one_is_greedy():
     model, source = sharp_model(seed=3), torch.randint(1, 13, (4, 5))
@@ -101,7 +110,9 @@ def test_a_wider_beam_finds_no_less_likely_translations_here():
     assert all(wide >= narrow - 1e-5 for narrow, wide in zip(*best, strict=True))
 
 
-@pytest.mark.parametrize("options", [{"beam": 0}, {"alpha": -0.1}, {"max_tokens": 0}, {"max_tokens": 12}])
+@pytest.mark.parametrize(
+    "options", [{"beam": 0}, {"alpha": -0.1}, {"max_tokens": 0}, {"max_tokens": 12}, {"max_tokens": [3, 3]}]
+)
 def test_values_out_of_range_are_refused(options):
     with pytest.raises(
         UserError, match="expected a beam of at least 1, alpha of at least 0 and max_tokens from 1 to 11"

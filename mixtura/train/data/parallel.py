@@ -203,11 +203,17 @@ def _check_directions(reading: PairReading) -> None:
             )
 
 
-def _divided(pairs: Iterable[Pair], config: ParallelConfig) -> tuple[list[Pair], list[Pair]]:
-    """To learn from, and to be judged by: by the text, so that both directions of a pair go together."""
+def _divided(found: Iterable[Pair], config: ParallelConfig) -> tuple[list[Pair], list[Pair]]:
+    """To learn from, and to be judged by: all pairs together that say the same in the language that most of them have.
+
+    Both directions of a pair are then in one part, and so are a sentence's translations to several languages.
+    """
     parts: tuple[list[Pair], list[Pair]] = [], []
+    pairs = list(found)
+    counts = Counter(language for pair in pairs for language in pair[:2])
     for pair in pairs:
-        key = blake2b(f"{config.seed}\0{min(pair.source, pair.target)}".encode(), digest_size=8).digest()
+        _, text = max(zip(pair[:2], pair[2:], strict=True), key=lambda side: (counts[side[0]], side[0]))
+        key = blake2b(f"{config.seed}\0{text}".encode(), digest_size=8).digest()
         parts[int.from_bytes(key, "big") < config.val_fraction * 2**64].append(pair)
     return parts
 

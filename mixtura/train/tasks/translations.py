@@ -58,7 +58,7 @@ def translate(
             end_id=codec.tokenizer.end_id,
             beam=beam,
             alpha=alpha,
-            max_tokens=min(context - 1, _LONGER * width + _MORE),
+            max_tokens=[min(context - 1, _LONGER * len(sources[row]) + _MORE) for row in rows],
         )
         for row, best in zip(rows, found, strict=True):
             texts[row] = codec.tokenizer.decode(best[0].ids)
