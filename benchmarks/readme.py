@@ -82,6 +82,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     DOCS / "classical.md": classical_figures.CLASSICAL,
     DOCS / "hme.md": classical_figures.HME,
     DOCS / "texts.md": twin_figures.TEXTS,
+    DOCS / "translation.md": twin_figures.TRANSLATION,
     DOCS / "vision.md": vision_figures.VISION,
     DOCS / "multitask.md": multitask_figures.MULTITASK,
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from benchmarks import classify
+from benchmarks import classify, translation
 from benchmarks.common import RESULTS, load, table
 
 
@@ -31,7 +31,16 @@ def twins() -> str:
             if what != "machine":
                 scores = [f"{part['rows'][name]['macro F1']:.3f}" for name in ("classify-tiny", "classify-tiny-dense")]
                 rows.append([f"texts, {what}: macro F1", *scores, "higher", "[texts](docs/texts.md)"])
+    if (RESULTS / "translation.json").exists():
+        rows.append(_translation())
     return table(["", "mixture", "dense twin", "better is", ""], rows)
 
 
+def _translation() -> list[str]:
+    models = load("translation")["models"]
+    cells = [f"{models[name]['nats per token']['mean']:.3f}" for name in translation.NAMES]
+    return ["translation, two Bibles: nats per token", *cells, "lower", "[translation](docs/translation.md)"]
+
+
 TEXTS: dict[str, Callable[[], str]] = {"classify": classify.figures}
+TRANSLATION: dict[str, Callable[[], str]] = {"translation": translation.figures}

@@ -56,7 +56,7 @@ class Codec:
         return [self.language_id(to), *self.tokenizer.encode(text), self.tokenizer.end_id]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairBatch:
     """Sources and targets as models take them, the end id for padding.
 
@@ -64,7 +64,8 @@ class PairBatch:
     (B, L), and their mask.
 
     Example:
-        >>> PairBatch(*torch.zeros(5, 2, 3).unbind()).to(torch.device("cpu")).mask_BL.shape
+        >>> parts = ("source_BS", "source_mask_BS", "inputs_BL", "targets_BL", "mask_BL")
+        >>> PairBatch(**dict.fromkeys(parts, torch.zeros(2, 3))).to(torch.device("cpu")).mask_BL.shape
         torch.Size([2, 3])
     """
 
@@ -76,7 +77,7 @@ class PairBatch:
 
     def to(self, device: torch.device) -> PairBatch:
         """The same on a device."""
-        return PairBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        return PairBatch(**{name: values.to(device) for name, values in vars(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,13 @@ class Pairs:
         source_mask_BS = torch.cat([source_mask_BS[:, :1], source_mask_BS], dim=1)
         # The target begins behind an end, as in language models.
         inputs_BL = torch.cat([torch.full_like(target_BL[:, :1], self.end_id), target_BL[:, :-1]], dim=1)
-        return PairBatch(source_BS, source_mask_BS, inputs_BL, target_BL, mask_BL)
+        return PairBatch(
+            source_BS=source_BS,
+            source_mask_BS=source_mask_BS,
+            inputs_BL=inputs_BL,
+            targets_BL=target_BL,
+            mask_BL=mask_BL,
+        )
 
     def _side(self, rows_B: Tensor, side: int) -> tuple[Tensor, Tensor]:
         """One side's texts, each with its end, padded with ends: ids and mask, (B, L) each."""

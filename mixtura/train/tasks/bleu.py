@@ -52,7 +52,8 @@ def score(translations: Sequence[str], references: Sequence[str]) -> Score:
     require_sacrebleu()
     if not translations or len(translations) != len(references):
         raise UserError(f"expected translations and as many references, got {len(translations)} and {len(references)}")
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
 
     bleu, chrf = BLEU(), CHRF()
     scores = [metric.corpus_score(list(translations), [list(references)]).score for metric in (bleu, chrf)]

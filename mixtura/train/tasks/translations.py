@@ -86,12 +86,17 @@ def scores(task: TranslationTask, translations: Mapping[str, Sequence[str]]) -> 
 
 def observe(model: Translator, task: TranslationTask) -> dict[str, Any]:
     """What the report shows of a translator in evaluation mode."""
-    seen = counts_by_group(model, {direction: _forwards(model, task, direction) for direction in task.data.directions})
+    seen = experts_by_direction(model, task)
     panels = language_panels(seen)
     if has_finite_weights(model):
         translations = held_out_translations(model, task, beam=task.config.beam)
         panels = [*_translation_panels(task, translations), *panels]
     return seen | {"panels": panels}
+
+
+def experts_by_direction(model: Translator, task: TranslationTask) -> dict[str, Any]:
+    """How often each mixture chose each expert on each direction's held-out texts; see `counts_by_group`."""
+    return counts_by_group(model, {direction: _forwards(model, task, direction) for direction in task.data.directions})
 
 
 def _forwards(model: Translator, task: TranslationTask, direction: str) -> Iterator[object]:
