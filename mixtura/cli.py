@@ -260,6 +260,8 @@ def _generate(arguments: Sequence[str]) -> None:
 def _translate(arguments: Sequence[str]) -> None:
     from mixtura.train.commands import TranslateArguments, translate
 
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # what is not UTF-8 is refused by its line
     for line in translate(parse(TranslateArguments, arguments, prog="mixtura translate"), sys.stdin):
         print(line, flush=True)
 

@@ -23,7 +23,6 @@ from mixtura.train.tasks.language import LanguageConfig, language_config
 from mixtura.train.tasks.task import Evaluation, Units
 from mixtura.train.tasks.texts import continuation
 from mixtura.train.tasks.translation import ADDED, TranslationConfig
-from mixtura.train.tasks.translations import translate
 
 
 def load_model(run: Run, *, checkpoint: str) -> tuple[nn.Module, TrainConfig]:
@@ -118,6 +117,8 @@ def translate_lines(
     Raises:
         UserError: no such run or checkpoint, or not of a translator; no such language; a line that is too long.
     """
+    from mixtura.train.tasks.translations import translate  # late: chains of imports stay short
+
     opened = open_run(run)
     model, codec = _load_translator(opened, checkpoint=checkpoint)
     if not to and len(codec.languages) > 1:
@@ -126,14 +127,21 @@ def translate_lines(
     codec.language_id(to)
     texts, done = iter(lines), 0
     while part := [line.strip() for line in islice(texts, batch)]:
-        sources = [codec.source(line, to=to) for line in part if line]
-        for number, ids in zip((n for n, line in enumerate(part, done + 1) if line), sources, strict=True):
-            if len(ids) > model.config.context:
-                most = model.config.context - ADDED
-                raise UserError(f"line {number}: expected at most {most} tokens, got {len(ids) - ADDED}; cut it")
+        most = model.config.context - ADDED
+        sources = [_source(codec, line, to=to, number=n, most=most) for n, line in enumerate(part, done + 1) if line]
         found = iter(translate(model, codec, sources, beam=beam, alpha=alpha))
         yield from (next(found) if line else "" for line in part)
         done += len(part)
+
+
+def _source(codec: Codec, line: str, *, to: str, number: int, most: int) -> list[int]:
+    try:
+        ids = codec.source(line, to=to)
+    except UserError as error:
+        raise UserError(f"line {number}: {error}") from error
+    if len(ids) - ADDED > most:
+        raise UserError(f"line {number}: expected at most {most} tokens, got {len(ids) - ADDED}; cut it")
+    return ids
 
 
 def _load_translator(run: Run, *, checkpoint: str) -> tuple[Translator, Codec]:

@@ -18,6 +18,8 @@ OPTIONS = {
     "model.heads": 2,
     "model.layers": 1,
     "model.num-experts": 4,
+    "model.expert-hidden": 16,
+    "model.moe-every": 1,
     "optim.lr": 0.005,
     "optim.warmup": 10,
     "steps": 150,

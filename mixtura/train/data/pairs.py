@@ -208,7 +208,7 @@ def _encoded(pairs: Sequence[Pair], codec: Codec, skipped: Counter[str], *, max_
     tokenizer = codec.tokenizer
     flat = tokenizer.encode_documents([text for pair in pairs for text in (pair.source, pair.target)])
     ends = np.flatnonzero(flat == tokenizer.end_id)
-    starts = torch.from_numpy(np.concatenate([[0], ends[:-1] + 1])).view(-1, 2) if pairs else torch.zeros(0, 2)
+    starts = torch.from_numpy(np.concatenate([[0], ends[:-1] + 1])).view(-1, 2)
     lengths = torch.from_numpy(ends).view(-1, 2) - starts
     kept, counts = [], Counter[str]()
     for place, longest in enumerate(lengths.amax(1).tolist()):

@@ -14,7 +14,7 @@ class Score:
     Attributes:
         bleu: from 0 to 100 (Papineni et al. 2002).
         chrf: from 0 to 100, chrF2 (Popović 2015).
-        signatures: what exactly sacrebleu computed, of either; empty without sacrebleu's tokens.
+        signatures: sacrebleu's words for what exactly it computed, of BLEU and of chrF.
 
     Example:
         >>> Score(bleu=30.0, chrf=50.0, signatures=("", "")).bleu

@@ -79,6 +79,7 @@ def test_lines_are_translated_as_they_come(run, capsys, monkeypatch):
         (["--to", "fr"], "one", ["expected a language among en, es, got 'fr'"]),
         ([], "one", ["expected --to with a language among en, es, got none"]),
         (["--to", "es", "--beam", "0"], "one", ["expected a beam of at least 1"]),
+        (["--to", "es"], "one\n\ntw\udcf1o", ["line 3: expected Unicode text, got half of a surrogate pair at 2"]),
         (["--to", "es"], f"one\n{'one ' * 40}", ["line 2: expected at most 24 tokens, got"]),
     ],
 )
