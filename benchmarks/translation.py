@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import load, measured_on, save, table
+from benchmarks.common import RESULTS, load, measured_on, save, table
 from mixtura.models.translator import Translator
 from mixtura.observe.metrics import mutual_information
 from mixtura.train.inspect import load_model
@@ -84,7 +84,9 @@ def data_of(task: TranslationTask) -> dict[str, Any]:
 
 
 def figures() -> str:
-    """Scores, and experts by language, from the committed result."""
+    """Scores, and experts by language, from the committed result; before there is one, how to make it."""
+    if not (RESULTS / "translation.json").exists():
+        return "Not measured yet: train both recipes, then `python -m benchmarks.translation --runs runs` tells.\n"
     result = load("translation")
     models, data = result["models"], result["data"]
     directions = list(data["train"])

@@ -18,6 +18,7 @@ from mixtura.models.fused import RMSNorm, linear_cross_entropy
 from mixtura.models.gpt import Attention, GPTConfig, KVCache, rotary_tables, warn_of_the_future
 
 _STD = 0.02
+_SHARPER = 1.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,13 +186,19 @@ class Translator(nn.Module):
         nn.init.normal_(self.embedding.weight, std=_STD)
         nn.init.normal_(self.head.weight, std=_STD)
         # Places begin as sinusoids (section 3.5): near ones are alike and shifts are turns before anything is learned.
-        sinusoids = torch.cat(rotary_tables(config.context, config.dim), dim=1) * math.sqrt(2) * _STD
+        # They are as large as the tokens.
+        sinusoids = torch.cat(rotary_tables(config.context, config.dim), dim=1) * math.sqrt(2 * config.dim) * _STD
         with torch.no_grad():
             self.source_position.copy_(sinusoids)
             self.target_position.copy_(sinusoids)
         for block in (*self.encoder, *self.decoder):
             assert isinstance(block, EncoderBlock | DecoderBlock)
             nn.init.zeros_(block.attention.out.weight)  # adds nothing until it has learned to
+            if isinstance(block, DecoderBlock):
+                # Questions begin like keys, so that each token first looks at what stands at its own place.
+                with torch.no_grad():
+                    block.cross.q.weight.mul_(_SHARPER)
+                    block.cross.kv.weight[: config.dim].copy_(block.cross.q.weight)
         if config.tie_weights:
             self.head.weight = self.embedding.weight
 
@@ -203,7 +210,7 @@ class Translator(nn.Module):
     def encode(self, source_BS: Tensor, *, mask_BS: Tensor | None = None) -> Memory:
         """Read the source, whose padding is False in the mask."""
         length = self._fitting(source_BS.shape[1])
-        x_BSD = self.embedding(source_BS) + self.source_position[:length]
+        x_BSD = self._embedded(source_BS) + self.source_position[:length]
         for block in self.encoder:
             x_BSD = block(x_BSD, context=source_BS, mask_BL=mask_BS)
         x_BSD = self.encoder_norm(x_BSD)
@@ -225,7 +232,7 @@ class Translator(nn.Module):
         start = 0 if cache is None else cache.length
         end = self._fitting(start + ids_BL.shape[1])
         rotary = self.cos[start:end], self.sin[start:end]
-        x_BLD = self.embedding(ids_BL) + self.target_position[start:end]
+        x_BLD = self._embedded(ids_BL) + self.target_position[start:end]
         for block in self.decoder:
             x_BLD = block(x_BLD, memory, rotary=rotary, context=ids_BL, mask_BL=mask_BL, cache=cache)
         if cache is not None:
@@ -254,6 +261,11 @@ class Translator(nn.Module):
             return logits_BLV
         mask_BL = torch.ones_like(targets_BL, dtype=torch.bool) if mask_BL is None else mask_BL
         return smoothed_cross_entropy(x_BLD[mask_BL], self.head, targets_BL[mask_BL], smoothing=smoothing)
+
+    def _embedded(self, ids_BL: Tensor) -> Tensor:
+        """Tokens times the root of the width (section 3.4), or random blocks would drown out what word it is."""
+        x_BLD: Tensor = self.embedding(ids_BL) * math.sqrt(self.config.dim)
+        return x_BLD
 
     def _fitting(self, length: int) -> int:
         if length > self.config.context:
