@@ -86,6 +86,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     DOCS / "hme.md": classical_figures.HME,
     DOCS / "texts.md": twin_figures.TEXTS,
     DOCS / "detection.md": detection.FIGURES,
+    DOCS / "translation.md": twin_figures.TRANSLATION,
     DOCS / "vision.md": vision_figures.VISION,
     DOCS / "multitask.md": multitask_figures.MULTITASK,
 }

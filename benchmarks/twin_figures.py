@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from benchmarks import classify
+from benchmarks import classify, translation
 from benchmarks.common import RESULTS, load, table
 
 
@@ -35,7 +35,16 @@ def twins() -> str:
         found = {name: f"{row['mAP']:.3f}" for name, row in load("detection")["models"].items()}
         scores = [found["detect-tiny"], found["detect-tiny-dense"]]
         rows.append(["objects in scenes of digits: mAP", *scores, "higher", "[detection](docs/detection.md)"])
+    if (RESULTS / "translation.json").exists():
+        rows.append(_translation())
     return table(["", "mixture", "dense twin", "better is", ""], rows)
 
 
+def _translation() -> list[str]:
+    models = load("translation")["models"]
+    cells = [f"{models[name]['nats per token']['mean']:.3f}" for name in translation.NAMES]
+    return ["translation, two Bibles: nats per token", *cells, "lower", "[translation](docs/translation.md)"]
+
+
 TEXTS: dict[str, Callable[[], str]] = {"classify": classify.figures}
+TRANSLATION: dict[str, Callable[[], str]] = {"translation": translation.figures}

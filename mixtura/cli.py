@@ -35,6 +35,7 @@ USAGE = """usage: mixtura COMMAND [...]
   predict RUN DATA [--out FILE.csv]            what a checkpoint says of rows, texts or images without labels
   generate RUN --prompt TEXT                   write on from a prompt
   detect RUN IMAGE ... [--least-score 0.3]     find objects in images with a run's detector, as JSON
+  translate RUN [--to LANGUAGE] < text         translate standard input line by line
   report RUN                                   look at a run's model again and rewrite its report.html
   plan [RECIPE] [--section.field VALUE ...]    memory of each rank and bytes sent in a step, before a run is started
   recipes                                      the recipes, what they cost and what they reach
@@ -198,6 +199,15 @@ def _detect(arguments: Sequence[str]) -> None:
         print(line)
 
 
+def _translate(arguments: Sequence[str]) -> None:
+    from mixtura.train.commands import TranslateArguments, translate
+
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # what is not UTF-8 is refused by its line
+    for line in translate(parse(TranslateArguments, arguments, prog="mixtura translate"), sys.stdin):
+        print(line, flush=True)
+
+
 def _report(arguments: Sequence[str]) -> None:
     from mixtura.train.inspect import rewrite_report
 
@@ -264,6 +274,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "predict": _predict,
     "generate": _generate,
     "detect": _detect,
+    "translate": _translate,
     "report": _report,
     "plan": _plan,
     "recipes": _recipes,

@@ -77,6 +77,11 @@ class KVCache:
         self.values[block, :, :, self.length : end] = v_BHLd
         return self.keys[block, :, :, :end], self.values[block, :, :, :end]
 
+    def take(self, rows_B: Tensor) -> None:
+        """Let each row go on from what the row that is named for it has seen: int64 (B,)."""
+        for stored in (self.keys, self.values):
+            stored[:, :, :, : self.length] = stored[:, rows_B, :, : self.length]
+
 
 def rotary_tables(context: int, width: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
     """Cosines and sines (L, d / 2) of the angles by which each place turns the pairs of a head of width d.
@@ -180,7 +185,7 @@ class GPT(nn.Module):
         self.config, self.recompute_interval = config, recompute_interval
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config, number) for number in range(config.layers))
-        _warn_of_the_future(self.blocks)
+        warn_of_the_future(self.blocks)
         self.norm = RMSNorm(config.dim)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         self._initialise()
@@ -239,12 +244,16 @@ class GPT(nn.Module):
         return logits_BLV
 
 
-def _warn_of_the_future(blocks: nn.ModuleList) -> None:
-    """Warn where a router lets a token's result depend on later tokens."""
+def warn_of_the_future(blocks: nn.ModuleList) -> None:
+    """Warn where a router lets a token's result depend on later tokens; for the `__init__` of a model.
+
+    Example:
+        >>> warn_of_the_future(GPT(GPTConfig(router="switch")).blocks)
+    """
     routers = [block.feed_forward.router for block in blocks if isinstance(block.feed_forward, MoE)]
     seeing = sorted({type(router).__name__ for router in routers if not router.is_causal})
     if seeing:
-        # The level leads out of here and GPT.__init__, to the line that makes the model.
+        # The level leads out of here and the model's __init__, to the line that makes it.
         warnings.warn(
             f"expected a causal router in a language model, got {', '.join(seeing)}: each token's result depends on "
             "later ones, so that its loss is too good and generation differs from training; use a token-choice router",

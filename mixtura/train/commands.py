@@ -1,9 +1,9 @@
-"""What `mixtura predict | detect | upcycle | prune | branch | merge` are given, and the call that each makes."""
+"""What `mixtura predict | detect | translate | upcycle | prune | branch | merge` are given, and the call of each."""
 
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -164,6 +164,27 @@ def detect(given: DetectArguments) -> Iterator[str]:
     return map(json.dumps, found)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TranslateArguments:
+    """Translate standard input line by line.
+
+    Example:
+        >>> TranslateArguments(run="runs/latest").beam
+        4
+    """
+
+    run: str
+    """Folder of a run of a translator."""
+    to: str = ""
+    """The language to translate to; empty: the only one there is."""
+    checkpoint: str = "best"
+    """best, last, or the step of a checkpoint."""
+    beam: int = 4
+    """Hypotheses at a time; 1: greedy."""
+    alpha: float = 0.6
+    """Length penalty; 0: none."""
+
+
 def upcycle(given: UpcycleArguments) -> Path:
     """`mixtura upcycle`."""
     return upcycle_run(
@@ -194,3 +215,12 @@ def merge(given: MergeArguments) -> Path:
     from mixtura.train.branch import merge_branches  # late: chains of imports stay short
 
     return merge_branches(given.branches, given, weights=given.weights, k=given.k, router=given.router)
+
+
+def translate(given: TranslateArguments, lines: Iterable[str]) -> Iterator[str]:
+    """`mixtura translate`."""
+    from mixtura.train.inspect import translate_lines  # late: chains of imports stay short
+
+    return translate_lines(
+        given.run, lines, to=given.to, checkpoint=given.checkpoint, beam=given.beam, alpha=given.alpha
+    )

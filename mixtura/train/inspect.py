@@ -1,7 +1,8 @@
-"""Look at a finished or running run: losses of a checkpoint, generated text, objects in images, the report."""
+"""Look at a finished or running run: losses of a checkpoint, text, translations, objects in images, the report."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from torch import nn
 
 from mixtura.errors import UserError
 from mixtura.models.gpt import GPT
+from mixtura.models.translator import Translator
 from mixtura.train.checkpoint import find_checkpoint, load_weights
 from mixtura.train.config import TrainConfig
 from mixtura.train.data.image_stream import scaled
+from mixtura.train.data.pairs import Codec
 from mixtura.train.data.tokenizer import TextTokenizer
 from mixtura.train.device import choose_device
 from mixtura.train.observations import finish
@@ -22,6 +25,7 @@ from mixtura.train.step import evaluate
 from mixtura.train.tasks.language import LanguageConfig, language_config
 from mixtura.train.tasks.task import Evaluation, Said, Units, device_of
 from mixtura.train.tasks.texts import continuation
+from mixtura.train.tasks.translation import ADDED, TranslationConfig
 
 
 def load_model(run: Run, *, checkpoint: str) -> tuple[nn.Module, TrainConfig]:
@@ -142,3 +146,67 @@ def detect_objects(
             if score >= least_score
         ]
         yield {"file": str(file), "found": objects}
+
+
+def translate_lines(
+    run: str | Path,
+    lines: Iterable[str],
+    *,
+    to: str = "",
+    checkpoint: str = "best",
+    beam: int = 4,
+    alpha: float = 0.6,
+    batch: int = 32,
+) -> Iterator[str]:
+    """The translation of each line, so many at a time; that of a blank line is blank.
+
+    Args:
+        run: folder of a run of a translator.
+        lines: as they come; a line feed behind one is taken off.
+        to: the language; empty: the only one that there is.
+        checkpoint: best, last, or a step.
+        beam: see `beam_search`.
+        alpha: see `beam_search`.
+        batch: lines at a time.
+
+    Raises:
+        UserError: no such run or checkpoint, or not of a translator; no such language; a line that is too long.
+    """
+    from mixtura.train.tasks.translations import translate  # late: chains of imports stay short
+
+    opened = open_run(run)
+    model, codec = _load_translator(opened, checkpoint=checkpoint)
+    if not to and len(codec.languages) > 1:
+        raise UserError(f"expected --to with a language among {', '.join(codec.languages)}, got none")
+    to = to or codec.languages[0]
+    codec.language_id(to)
+    texts, done = iter(lines), 0
+    while part := [line.strip() for line in islice(texts, batch)]:
+        most = model.config.context - ADDED
+        sources = [_source(codec, line, to=to, number=n, most=most) for n, line in enumerate(part, done + 1) if line]
+        found = iter(translate(model, codec, sources, beam=beam, alpha=alpha))
+        yield from (next(found) if line else "" for line in part)
+        done += len(part)
+
+
+def _source(codec: Codec, line: str, *, to: str, number: int, most: int) -> list[int]:
+    try:
+        ids = codec.source(line, to=to)
+    except UserError as error:
+        raise UserError(f"line {number}: {error}") from error
+    if len(ids) - ADDED > most:
+        raise UserError(f"line {number}: expected at most {most} tokens, got {len(ids) - ADDED}; cut it")
+    return ids
+
+
+def _load_translator(run: Run, *, checkpoint: str) -> tuple[Translator, Codec]:
+    if (kind := run.read_config().task) != TranslationConfig.task:
+        raise UserError(f"expected a run of a translator, got {str(run.folder)!r}, whose task is {kind}")
+    model, _ = load_model(run, checkpoint=checkpoint)
+    assert isinstance(model, Translator)
+    path = run.folder / "languages.txt"
+    try:
+        languages = tuple(path.read_text(encoding="utf-8").split())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; restore it, or train anew") from error
+    return model, Codec(tokenizer=TextTokenizer.load(run.tokenizer), languages=languages)

@@ -29,6 +29,8 @@ RECIPES = {
     "detect-tiny-dense": "detection",
     "detect-fashion": "detection",
     "detect-fashion-dense": "detection",
+    "translate-tiny": "translation",
+    "translate-tiny-dense": "translation",
 }
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mixtura.train.config import TrainConfig
 
 # Each is a module here, imported only when a run needs it; `language` holds `LanguageConfig`.
-CONFIGS = ("language", "classification", "tabular", "vision", "generation", "detection")
+CONFIGS = ("language", "classification", "tabular", "vision", "generation", "detection", "translation")
 
 
 def find_config(task: str) -> "type[TrainConfig]":

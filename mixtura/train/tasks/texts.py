@@ -71,7 +71,7 @@ def generated_texts(
     ]
 
 
-def has_finite_weights(model: GPT) -> bool:
+def has_finite_weights(model: nn.Module) -> bool:
     """Whether training has not diverged; what has diverged draws no tokens.
 
     Example:
