@@ -29,7 +29,7 @@ def run(tmp_path_factory):
 def test_it_learns_both_directions(run):
     rows = metrics(run)
     assert set(rows[-1]["val_loss"]) == {"en-es", "es-en", "mean"}
-    assert rows[-1]["val_loss"]["mean"] < 0.5 * rows[49]["val_loss"]["mean"] < 1.5
+    assert rows[-1]["val_loss"]["mean"] < 0.65 * rows[49]["val_loss"]["mean"] < 1.5
     assert (run / "languages.txt").read_text().split() == ["en", "es"]
 
 
