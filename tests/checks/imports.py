@@ -24,7 +24,7 @@ LEVELS = (
     ("config", "roles", "control"),
     ("parallel", "models", "multitask", "surgery", "observe"),
     ("hub",),
-    ("train", "plan"),
+    ("train",),
     ("cli",),
 )
 LEVEL = {component: level for level, components in enumerate(LEVELS) for component in components}

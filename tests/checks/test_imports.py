@@ -27,7 +27,7 @@ EMPTY = {f"{name}.py": "" for name in NAMES} | {
         ("hub.py", "import mixtura.classical", "1: imports mixtura.classical, but only the command line"),
         ("kernels.py", "import mixtura.mapping", "1: imports mixtura.mapping, but kernels and mapping are siblings"),
         ("errors.py", "from mixtura import routing", "1: imports mixtura.routing, but routing lies above errors"),
-        ("plan.py", "import importlib\nimportlib.import_module('mixtura.cli')", "2: imports mixtura.cli"),
+        ("train.py", "import importlib\nimportlib.import_module('mixtura.cli')", "2: imports mixtura.cli"),
         ("helpers.py", "", "1: 'helpers' is on no level"),
     ],
 )
@@ -150,8 +150,8 @@ def test_shared_packages_stay_where_the_table_puts_them(tmp_path):
         "train.py": "import numpy",
     }
     assert imports.scattered_optional(read(tmp_path, files)) == []
-    (found,) = imports.scattered_optional(read(tmp_path, {**files, "plan.py": "import scipy"}))
-    assert found.startswith("mixtura/plan.py:1: scipy is imported in mixtura/plan.py")
+    (found,) = imports.scattered_optional(read(tmp_path, {**files, "train.py": "import scipy"}))
+    assert found.startswith("mixtura/train.py:1: scipy is imported in mixtura/train.py")
 
 
 def test_the_core_needs_torch_alone(tmp_path):
