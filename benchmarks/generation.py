@@ -1,7 +1,8 @@
-"""Drawing digits: the mixture against its dense twin, by the distance of a classifier's features to those of real ones.
+"""Drawing images: the mixture against its dense twin, by the distance of a classifier's features to those of real ones.
 
 python -m benchmarks.generation train dit --seed 0     # each model by itself, one thread
 python -m benchmarks.generation collect                # distances, pictures, generation.json
+python -m benchmarks.generation train dit --data fashion-mnist      # and so on: generation_fashion.json
 """
 
 import argparse
@@ -25,9 +26,9 @@ from mixtura.train.data.images import ImageConfig, Images, ImageSet, read_images
 
 RUNS = Path("runs/generation")
 PICTURES = Path("docs/images")
-DIT = DiTConfig(image_size=8, patch_size=2)
-MODELS = {"dit": DIT, "dit-dense": replace(DIT, num_experts=0)}
+MODELS = ("dit", "dit-dense")
 BATCH = 64
+MOST = 4000  # images that are drawn, and real ones that they are compared with
 LEVELS = 5
 UNLABELLED = 0.1
 
@@ -62,20 +63,47 @@ def class_losses(model: CondConvNet, images: Images) -> Any:
         yield nn.functional.cross_entropy(model(batch.images), batch.labels_B)
 
 
+def side(images: Images) -> int:
+    return images.train.images.shape[-1]
+
+
+def sizes(name: str, images: Images) -> DiTConfig:
+    """Of a model for images of this size."""
+    size = side(images)
+    config = DiTConfig(image_size=size, patch_size=2 if size < 16 else 4)
+    return replace(config, num_experts=0) if name == "dit-dense" else config
+
+
+def folder(images: Images) -> Path:
+    return RUNS / f"{side(images)}"
+
+
+def load_model(name: str, seed: int, images: Images) -> DiT:
+    model = DiT(sizes(name, images))
+    model.load_state_dict(torch.load(folder(images) / f"{name}-{seed}.pt"))
+    return model.eval()
+
+
+def first(part: ImageSet) -> ImageSet:
+    """As many as are looked at; the data stand in no order of classes."""
+    return replace(part, images=part.images[:MOST], labels=part.labels[:MOST])
+
+
 def train(name: str, images: Images, *, steps: int, seed: int) -> None:
     torch.manual_seed(seed)
-    model = DiT(MODELS[name])
+    model = DiT(sizes(name, images))
     seconds = optimise(model, flow_losses(model, images, seed=seed), steps=steps, lr=4e-3)
-    RUNS.mkdir(parents=True, exist_ok=True)
-    torch.save(model.state_dict(), RUNS / f"{name}-{seed}.pt")
+    folder(images).mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), folder(images) / f"{name}-{seed}.pt")
     row = {"steps": steps, "processor seconds": round(seconds, 1), **count_parameters(model)._asdict()}
-    (RUNS / f"{name}-{seed}.json").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    (folder(images) / f"{name}-{seed}.json").write_text(json.dumps(row) + "\n", encoding="utf-8")
 
 
 def classifier(images: Images) -> CondConvNet:
-    """A dense convolutional net on the real digits, whose features tell images apart."""
+    """A dense convolutional net on the real images, whose features tell them apart."""
     torch.manual_seed(0)
-    net = CondConvNet(CondConvConfig(image_size=8, width=16, stages=2, kind="dense"))
+    size = side(images)
+    net = CondConvNet(CondConvConfig(image_size=size, width=16, stages=2 if size < 16 else 3, kind="dense"))
     optimise(net.train(), class_losses(net, images), steps=600, lr=3e-3)
     return net.eval()
 
@@ -102,19 +130,16 @@ def held_out_error(model: DiT, part: ImageSet) -> float:
 
 def measure(name: str, seed: int, net: CondConvNet, images: Images) -> tuple[dict[str, float], Tensor]:
     """What a trained model reaches, and what it draws: as many images of each class as there are to learn from."""
-    model = DiT(MODELS[name])
-    model.load_state_dict(torch.load(RUNS / f"{name}-{seed}.pt"))
-    model.eval()
-    label = images.train.labels
+    model, label = load_model(name, seed, images), first(images.train).labels
     drawn = torch.cat(
-        [sample(model, part, steps=20, generator=torch.Generator().manual_seed(seed)) for part in label.split(10_000)]
+        [sample(model, part, steps=20, generator=torch.Generator().manual_seed(seed)) for part in label.split(1000)]
     )
     with torch.no_grad():
         hits = (torch.cat([net(part) for part in drawn.split(256)]).argmax(1) == label).float().mean()
-    real = features(net, pixels(images.train))
+    real = features(net, pixels(first(images.train)))
     row = {
         "distance": frechet_distance(features(net, drawn), real),
-        "held-out squared error": held_out_error(model, images.val),
+        "held-out squared error": held_out_error(model, first(images.val)),
         "drawn as asked, says the classifier": float(hits),
     }
     firsts = torch.stack([(label == digit).nonzero()[:8, 0] for digit in range(10)]).flatten()
@@ -124,10 +149,8 @@ def measure(name: str, seed: int, net: CondConvNet, images: Images) -> tuple[dic
 @torch.no_grad()
 def experts_by(images: Images) -> dict[str, list[list[float]]]:
     """Share of each expert of the last mixture by level of noise and by class, of the first run."""
-    model = DiT(MODELS["dit"])
-    model.load_state_dict(torch.load(RUNS / "dit-0.pt"))
-    model.eval()
-    x, label, generator = pixels(images.val), images.val.labels, torch.Generator().manual_seed(0)
+    model, part = load_model("dit", 0, images), first(images.val)
+    x, label, generator = pixels(part), part.labels, torch.Generator().manual_seed(0)
 
     def shares(x: Tensor, label: Tensor, time_B: Tensor) -> list[float]:
         t = time_B.view(-1, 1, 1, 1)
@@ -153,7 +176,8 @@ def draw(result: dict[str, Any], samples: dict[str, Tensor], path: Path) -> None
 
     figure, axes = plt.subplots(1, 4, figsize=(12, 4.2), layout="constrained")
     for axis, (name, images) in zip(axes, samples.items(), strict=False):
-        rows = images.view(10, 8, 8, 8).permute(0, 2, 1, 3).reshape(80, 64).numpy()
+        S = images.shape[-1]
+        rows = images.view(10, 8, S, S).permute(0, 2, 1, 3).reshape(10 * S, 8 * S).numpy()
         axis.imshow(rows, cmap="gray", vmin=-1, vmax=1)
         axis.set_axis_off()
         axis.set_title({"dit": "with mixtures", "dit-dense": "dense twin"}[name])
@@ -173,7 +197,7 @@ def collect(images: Images) -> dict[str, Any]:
     models, samples = {}, {}
     for name in MODELS:
         found, firsts = [], None
-        for path in sorted(RUNS.glob(f"{name}-[0-9].json")):
+        for path in sorted(folder(images).glob(f"{name}-[0-9].json")):
             row, drawn = measure(name, int(path.stem[-1]), net, images)
             found.append(row | json.loads(path.read_text(encoding="utf-8")))
             firsts = drawn if firsts is None else firsts
@@ -182,17 +206,22 @@ def collect(images: Images) -> dict[str, Any]:
             models[name]["runs"] = len(found)
             samples[name] = firsts
     with torch.no_grad():
-        x = pixels(images.val)
-        hits = float((net(x).argmax(1) == images.val.labels).float().mean())
-    floor = frechet_distance(features(net, x), features(net, pixels(images.train)))
+        part = first(images.val)
+        seen = features(net, pixels(part))
+        hits = float((torch.cat([net(x) for x in pixels(part).split(256)]).argmax(1) == part.labels).float().mean())
+    floor = frechet_distance(seen, features(net, pixels(first(images.train))))
     result = {
         "models": models,
         "classifier's accuracy": round(hits, 4),
-        "distance of held-out digits": round(floor, 4),
+        "distance of held-out images": round(floor, 4),
         "experts": experts_by(images),
     }
-    draw(result, samples, PICTURES / "generation.png")
+    draw(result, samples, PICTURES / f"{named(images)}.png")
     return result
+
+
+def named(images: Images) -> str:
+    return "generation" if side(images) == 8 else "generation_fashion"
 
 
 def main() -> None:
@@ -200,14 +229,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "collect"))
     parser.add_argument("model", nargs="?", choices=list(MODELS))
+    parser.add_argument("--data", help="fashion-mnist, or a folder with its files; without: scikit-learn's digits")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    images = read_images(ImageConfig())
+    images = read_images(ImageConfig(path=options.data) if options.data else ImageConfig())
     if options.what == "train":
         train(options.model, images, steps=options.steps, seed=options.seed)
     else:
-        print(save("generation", collect(images)))
+        print(save(named(images), collect(images)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Mixtures beside their dense twins over all kinds of training, from committed results."""
 
+import statistics
 from collections.abc import Callable
 
 from benchmarks import classify, translation
@@ -9,7 +10,10 @@ from benchmarks.common import RESULTS, load, table
 def twins() -> str:
     """What each kind's mixture reaches beside a dense model of equal active parameters."""
     quality = load("quality")["runs"]
-    drawn = {name: f"{row['distance']:.3f}" for name, row in load("generation")["models"].items()}
+    drawn, clothes = (
+        {name: f"{row['distance']:.3f}" for name, row in load(which)["models"].items()}
+        for which in ("generation", "generation_fashion")
+    )
     vision, census = load("vision")["models"], load("multitask_census")["models"]
     losses = [f"{quality[name]['final']['mean']:.3f}" for name in ("mixture", "dense")]
     accuracy = {name: f"{row['accuracy']:.1%}" for name, row in vision.items()}
@@ -18,7 +22,8 @@ def twins() -> str:
         ["images, ViT: accuracy", accuracy["vit"], accuracy["vit-dense"], "higher", "[vision](docs/vision.md)"],
         ["images, mixed kernels: accuracy", accuracy["condconv"], accuracy["conv-dense"], "higher", ""],
         ["images, routed convolutions: accuracy", accuracy["conv-routed"], accuracy["conv-dense"], "higher", ""],
-        ["images drawn, DiT: Fréchet distance", drawn["dit"], drawn["dit-dense"], "lower", ""],
+        ["digits drawn, DiT: Fréchet distance", drawn["dit"], drawn["dit-dense"], "lower", ""],
+        ["clothes drawn, DiT: Fréchet distance", clothes["dit"], clothes["dit-dense"], "lower", ""],
         [
             "several labels, MMoE beside a shared bottom: AUC",
             *(f"{census[name]['mean']:.4f}" for name in ("MMoE", "shared bottom")),
@@ -42,8 +47,9 @@ def twins() -> str:
 
 def _translation() -> list[str]:
     models = load("translation")["models"]
-    cells = [f"{models[name]['nats per token']['mean']:.3f}" for name in translation.NAMES]
-    return ["translation, two Bibles: nats per token", *cells, "lower", "[translation](docs/translation.md)"]
+    scores = (models[name]["scores"]["4"].values() for name in translation.NAMES)
+    cells = [f"{statistics.mean(score['BLEU'] for score in both):.1f}" for both in scores]
+    return ["translation, two Bibles, both ways: BLEU", *cells, "higher", "[translation](docs/translation.md)"]
 
 
 TEXTS: dict[str, Callable[[], str]] = {"classify": classify.figures}

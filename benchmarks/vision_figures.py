@@ -45,9 +45,9 @@ def vision_capacity() -> str:
     return f"{figures}\n{sentence} {dense} {about}\n"
 
 
-def generation() -> str:
-    """Both generators on the digits."""
-    r = load("generation")
+def generation(name: str = "generation") -> str:
+    """Both generators, on the digits or on clothes."""
+    r = load(name)
     names = {"dit": "DiT with mixtures", "dit-dense": "its dense twin"}
     keys = ("distance", "held-out squared error", "drawn as asked, says the classifier")
     rows = [
@@ -63,14 +63,15 @@ def generation() -> str:
         ]
         for name, row in r["models"].items()
     ]
-    rows.append(["real digits, held out", f"{r['distance of held-out digits']:.3f}", *[""] * 6])
+    rows.append(["real ones, held out", f"{r['distance of held-out images']:.3f}", *[""] * 6])
     header = ["", *keys, "parameters", "active", "processor seconds", "runs"]
     right = r["classifier's accuracy"]
-    return f"{table(header, rows)}\nThe classifier is right on {right:.1%} of held-out digits. {measured_on(r)}\n"
+    return f"{table(header, rows)}\nThe classifier is right on {right:.1%} of held-out images. {measured_on(r)}\n"
 
 
 VISION: dict[str, Callable[[], str]] = {
     "vision_models": vision_models,
     "vision_capacity": vision_capacity,
     "generation": generation,
+    "generation_fashion": lambda: generation("generation_fashion"),
 }

@@ -12,7 +12,8 @@ from mixtura.train.tasks.translation import TranslationConfig
 def translate_tiny() -> TranslationConfig:
     """English to Spanish and back by one small model, learned from the verses of two Bibles; or from texts of your own.
 
-    Verses of at most 32 tokens a side. Your own: `--data.source news.en --data.target news.es`.
+    Verses of at most 32 tokens a side. Cost: 20 minutes on one busy CPU core. Result: BLEU 18.3 to Spanish and 20.2 to
+    English on held-out books; docs/translation.md. Your own: `--data.source news.en --data.target news.es`.
 
     Example:
         >>> translate_tiny().model.num_experts
@@ -34,7 +35,7 @@ def translate_tiny() -> TranslationConfig:
         ),
         data=ParallelConfig(vocab_size=4096, max_tokens=32, batch_tokens=512),
         optim=OptimConfig(lr=2e-3),
-        steps=10_000,  # 7 epochs of the Bibles
+        steps=7000,  # 5 epochs of the Bibles
         eval_interval=1000,
         checkpoint_interval=1000,
     )
