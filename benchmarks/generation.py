@@ -63,19 +63,15 @@ def class_losses(model: CondConvNet, images: Images) -> Any:
         yield nn.functional.cross_entropy(model(batch.images), batch.labels_B)
 
 
-def side(images: Images) -> int:
-    return images.train.images.shape[-1]
-
-
 def sizes(name: str, images: Images) -> DiTConfig:
     """Of a model for images of this size."""
-    size = side(images)
+    size = images.image_size
     config = DiTConfig(image_size=size, patch_size=2 if size < 16 else 4)
     return replace(config, num_experts=0) if name == "dit-dense" else config
 
 
 def folder(images: Images) -> Path:
-    return RUNS / f"{side(images)}"
+    return RUNS / f"{images.image_size}"
 
 
 def load_model(name: str, seed: int, images: Images) -> DiT:
@@ -102,7 +98,7 @@ def train(name: str, images: Images, *, steps: int, seed: int) -> None:
 def classifier(images: Images) -> CondConvNet:
     """A dense convolutional net on the real images, whose features tell them apart."""
     torch.manual_seed(0)
-    size = side(images)
+    size = images.image_size
     net = CondConvNet(CondConvConfig(image_size=size, width=16, stages=2 if size < 16 else 3, kind="dense"))
     optimise(net.train(), class_losses(net, images), steps=600, lr=3e-3)
     return net.eval()
@@ -221,7 +217,7 @@ def collect(images: Images) -> dict[str, Any]:
 
 
 def named(images: Images) -> str:
-    return "generation" if side(images) == 8 else "generation_fashion"
+    return "generation" if images.image_size == 8 else "generation_fashion"
 
 
 def main() -> None:
