@@ -36,9 +36,10 @@ SIZES = {
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=list(SIZES))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("form", ["halves", "woven and transposed"])
+@pytest.mark.parametrize("tokens", [10, 37], ids=["few", "many"])  # few: matrices are read in place
 @pytest.mark.usefixtures("variant", "poison")
-def test_every_block(sizes, dtype, form):
-    index = make_index(choices(37, num_experts=3, k=2), num_experts=3)
+def test_every_block(sizes, dtype, form, tokens):
+    index = make_index(choices(tokens, num_experts=3, k=2), num_experts=3)
     activation = "swiglu" if form == "halves" else "woven_swiglu"
     operands = Operands.random(index, activation=activation, bias=True, **sizes).cast(dtype)
     if form != "halves":
@@ -74,10 +75,11 @@ def test_activations_over_their_whole_range(activation):
 
 
 @needs_library
-def test_threads_do_not_change_a_bit(monkeypatch):
-    index = make_index(choices(300, num_experts=5, k=2), num_experts=5)
-    operands = Operands.random(index, activation="swiglu", bias=True, dim=40, hidden=300)
-    dy_ND = torch.randn(600, 40)
+@pytest.mark.parametrize(("tokens", "hidden"), [(300, 300), (12, 2100)], ids=["many", "few"])
+def test_threads_do_not_change_a_bit(tokens, hidden):
+    index = make_index(choices(tokens, num_experts=5, k=2), num_experts=5)
+    operands = Operands.random(index, activation="swiglu", bias=True, dim=40, hidden=hidden)
+    dy_ND = torch.randn(2 * tokens, 40)
     before = torch.get_num_threads()
     results = []
     try:

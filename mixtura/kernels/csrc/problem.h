@@ -64,6 +64,7 @@ struct Task {
   int64_t r0, r1;  // rows of the result: assignments, or (gradients of matrices) rows of the matrix
   int64_t c0, c1;  // columns of the result
   int64_t block;   // which block of columns
+  bool few;        // few rows: the matrix is read once and in place
   double cost;     // multiply-adds, to hand out the largest first
 };
 
@@ -74,6 +75,7 @@ struct Variant {
   int64_t panel;                                 // columns of one register tile
   int64_t scratch_words;                         // 32-bit words that `run` wants as scratch, on 64 bytes
   int64_t (*columns)(int64_t depth, int dtype);  // columns of one task for products over `depth`
+  bool (*few)(int64_t rows, int64_t depth, int64_t columns, int dtype);  // read the matrix in place?
   void (*run)(const MixturaProblem& problem, const Task& task, float* scratch);
   int64_t (*dense_scratch)(const MixturaDense& problem);
   void (*run_dense)(const MixturaDense& problem, int64_t task, float* scratch);

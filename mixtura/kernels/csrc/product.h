@@ -93,48 +93,6 @@ MIXTURA_INLINE void product(int64_t m, int64_t depth, int64_t panels, float* scr
   if (first == STREAM) stream_fence();
 }
 
-constexpr int DOTS = W == 16 ? 4 : 2;  // rows of x in one block of dot products: W / DOTS rows of the matrix
-
-// For few rows: m rows of x (packed, `lda` words apart) times `columns` rows of a matrix that is read once and in place.
-// c (m, columns) = x matrix^T.
-template <class T>
-static void dot_products(const float* x, int64_t lda, int64_t m, const T* matrix, int64_t width, int64_t columns, float* c,
-                         int64_t ldc) {
-  constexpr int ROWS = W / DOTS, PER = Words<T>::PER;
-  // Each of the rows that are read together walks through a part of its own, so that memory sees a few long streams.
-  const int64_t apart = (columns + ROWS - 1) / ROWS;
-  for (int64_t j = 0; j < apart; j++) {
-    const T* rows[ROWS];
-    for (int r = 0; r < ROWS; r++) rows[r] = matrix + smaller(j + r * apart, columns - 1) * width;
-    for (int64_t i = 0; i < m; i += DOTS) {
-      const float* xs[DOTS];
-      for (int d = 0; d < DOTS; d++) xs[d] = x + smaller(i + d, m - 1) * lda;
-      V acc[W];
-#pragma GCC unroll 16
-      for (int v = 0; v < W; v++) acc[v] = V{};
-      const auto step = [&](int64_t k, int64_t left) {
-        V row[ROWS];
-#pragma GCC unroll 4
-        for (int r = 0; r < ROWS; r++) row[r] = Words<T>::load(rows[r] + k * PER, left);
-#pragma GCC unroll 4
-        for (int d = 0; d < DOTS; d++) {
-          const V value = *(const Vu*)(xs[d] + k);
-#pragma GCC unroll 4
-          for (int r = 0; r < ROWS; r++) acc[d * ROWS + r] = Words<T>::multiply_add(row[r], value, acc[d * ROWS + r]);
-        }
-      };
-      int64_t k = 0;
-      for (; (k + W) * PER <= width; k += W) step(k, W * PER);
-      if (k * PER < width) step(k, width - k * PER);
-      transpose(acc);
-      V total = acc[0];
-      for (int v = 1; v < W; v++) total += acc[v];
-      for (int d = 0; d < DOTS && i + d < m; d++)
-        for (int r = 0; r < ROWS && j + r * apart < columns; r++) c[(i + d) * ldc + j + r * apart] = total[d * ROWS + r];
-    }
-  }
-}
-
 template <class T>
 MIXTURA_INLINE int64_t words_of(int64_t elements) {
   return (elements + Words<T>::PER - 1) / Words<T>::PER;

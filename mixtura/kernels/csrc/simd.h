@@ -45,6 +45,11 @@ struct Bf16 {
 #define MIXTURA_INLINE static inline __attribute__((always_inline))
 
 MIXTURA_INLINE V splat(float value) { return value - V{}; }  // not V{} + value, which is another number for -0
+MIXTURA_INLINE V splat_word(float word) {  // whatever its bits mean
+  uint32_t bits;
+  memcpy(&bits, &word, 4);
+  return (V)(bits - U{});
+}
 MIXTURA_INLINE V choose(I mask, V yes, V no) { return (V)(((I)yes & mask) | ((I)no & ~mask)); }
 MIXTURA_INLINE V widen(H bits) { return (V)(__builtin_convertvector(bits, U) << 16); }
 
@@ -134,6 +139,7 @@ MIXTURA_INLINE float sum(V value) {  // in a fixed order, by halves
 template <class T>
 struct Words {
   static constexpr int PER = 1;  // elements in one word
+  MIXTURA_INLINE float word(const T* p) { return to_float(*p); }
   MIXTURA_INLINE V load(const T* p) { return MIXTURA_VARIANT::load(p); }
   MIXTURA_INLINE V load(const T* p, int64_t n) { return MIXTURA_VARIANT::load(p, n); }
   MIXTURA_INLINE V multiply_add(float a, V b, V c) { return c + b * a; }
@@ -144,6 +150,11 @@ struct Words {
 template <>
 struct Words<Bf16> {
   static constexpr int PER = 2;
+  MIXTURA_INLINE float word(const Bf16* p) {
+    float bits;
+    memcpy(&bits, p, 4);
+    return bits;
+  }
   MIXTURA_INLINE V load(const Bf16* p) { return *(const Vu*)p; }
   MIXTURA_INLINE V load(const Bf16* p, int64_t n) {
     if (n >= 2 * W) return load(p);

@@ -1,7 +1,7 @@
 // The tasks: each computes one block of one result of one expert, alone and from packed operands.
 #pragma once
 #include "activation.h"
-#include "product.h"
+#include "few.h"
 
 namespace MIXTURA_VARIANT {
 
@@ -25,25 +25,7 @@ struct Operands {
   Rows<T> dz() const { return {(const T*)p.dz, U, nullptr}; }
 };
 
-constexpr int64_t FEW_ROWS = 24;            // up to here a matrix is read in place instead of being transposed into panels
 constexpr int64_t LARGE_BYTES = 16 << 20;  // a result that no cache holds
-
-// m rows times a matrix whose rows are the depth's vectors, for few rows: parts of `columns` rows each, `part_rows` apart.
-template <class T, class Done>
-static void few_rows(const Rows<T>& x, int64_t r0, int64_t m, const T* matrix, int64_t part_rows, int parts, int64_t columns,
-                     float* scratch, Done done) {
-  const int64_t lda = (words_of<T>(x.width) + W - 1) / W * W, ldc = parts * panels_of(columns) * NR;
-  for (int64_t i = 0; i < m; i++) pack_row(scratch + i * lda, Rows<T>::at(x, r0 + i), x.width, lda);
-  float* c = scratch + B_WORDS;
-  for (int part = 0; part < parts; part++)
-    dot_products(scratch, lda, m, matrix + part * part_rows * x.width, x.width, columns, c + part * panels_of(columns) * NR, ldc);
-  done(c, ldc, 0, m);
-}
-
-template <class T>
-MIXTURA_INLINE bool is_few(int64_t m, int64_t depth) {
-  return m <= FEW_ROWS && m * (words_of<T>(depth) + W) <= B_WORDS;
-}
 
 // z = x up^T + bias, kept; a = activation(z) * weight. x is gathered while it is packed.
 template <class T, int KIND>
@@ -100,8 +82,7 @@ static void run_up(const Operands<T>& o, float* scratch) {
     }
   };
   const int64_t m = t.r1 - t.r0;
-  if (!up.transposed && is_few<T>(t.count, o.D))
-    return few_rows(o.x(), t.r0, m, up.base + first * o.D, F, parts, wide, scratch, done);
+  if (t.few) return few_product(o.x(), t.r0, m, up, !up.transposed, parts, F, first, wide, scratch, done);
   product<T, false>(m, words_of<T>(o.D), parts * half, scratch, Direct{}, pack_a, pack_b, done);
 }
 
@@ -153,7 +134,9 @@ static void run_hidden(const Operands<T>& o, float* scratch) {
       part[n] = sum(dweight);
     }
   };
-  product<T, false>(t.r1 - t.r0, words_of<T>(o.D), panels_of(columns), scratch, Direct{}, pack_a, pack_b, done);
+  const int64_t m = t.r1 - t.r0;
+  if (t.few) return few_product(o.dy(), t.r0, m, down, down.transposed, 1, 0, t.c0, columns, scratch, done);
+  product<T, false>(m, words_of<T>(o.D), panels_of(columns), scratch, Direct{}, pack_a, pack_b, done);
 }
 
 // Finished strips go to rows of a matrix, plus a bias times the row's weight where there is one.
@@ -191,8 +174,7 @@ static void run_down(const Operands<T>& o, float* scratch) {
   };
   const Matrix<T> down = o.down();
   const int64_t m = t.r1 - t.r0;
-  if (!down.transposed && is_few<T>(t.count, o.F))
-    return few_rows(o.a(), t.r0, m, down.base + t.c0 * o.F, 0, 1, columns, scratch, done);
+  if (t.few) return few_product(o.a(), t.r0, m, down, !down.transposed, 1, 0, t.c0, columns, scratch, done);
   product<T, false>(
       m, words_of<T>(o.F), panels_of(columns), scratch, bias ? Direct{} : direct(out, o.D, columns, false),
       [&](float* to, int64_t i0, int64_t i1, int64_t k, int64_t words) { pack_rows(to, o.a(), t.r0 + i0, t.r0 + i1, k, words); },
@@ -203,16 +185,17 @@ static void run_down(const Operands<T>& o, float* scratch) {
 template <class T>
 static void run_input(const Operands<T>& o, float* scratch) {
   const Task& t = o.t;
-  const int64_t columns = t.c1 - t.c0;
+  const int64_t columns = t.c1 - t.c0, m = t.r1 - t.r0;
   T* out = (T*)o.p.dx_rows + t.r0 * o.D + t.c0;
   const Matrix<T> up = o.up();
+  const auto done = [&](const float* c, int64_t ldc, int64_t i0, int64_t i1) {
+    store_strip(c, ldc, i0, i1, out, o.D, columns, (const T*)nullptr, nullptr);
+  };
+  if (t.few) return few_product(o.dz(), t.r0, m, up, up.transposed, 1, 0, t.c0, columns, scratch, done);
   product<T, false>(
-      t.r1 - t.r0, words_of<T>(o.U), panels_of(columns), scratch, direct(out, o.D, columns, false),
+      m, words_of<T>(o.U), panels_of(columns), scratch, direct(out, o.D, columns, false),
       [&](float* to, int64_t i0, int64_t i1, int64_t k, int64_t words) { pack_rows(to, o.dz(), t.r0 + i0, t.r0 + i1, k, words); },
-      [&](float* to, int64_t k, int64_t words) { pack_matrix(to, up, up.transposed, k, words, t.c0, columns); },
-      [&](const float* c, int64_t ldc, int64_t i0, int64_t i1) {
-        store_strip(c, ldc, i0, i1, out, o.D, columns, (const T*)nullptr, nullptr);
-      });
+      [&](float* to, int64_t k, int64_t words) { pack_matrix(to, up, up.transposed, k, words, t.c0, columns); }, done);
 }
 
 // A matrix's gradient: out (rows of left, columns of right) = sum over the expert's rows of left^T right; transposed, the

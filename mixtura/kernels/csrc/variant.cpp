@@ -54,7 +54,11 @@ static int64_t columns(int64_t depth, int dtype) {
   return smaller(room, 512 / NR) * NR;
 }
 
+static bool few(int64_t rows, int64_t depth, int64_t columns, int dtype) {
+  return (dtype == MIXTURA_F32 ? is_few<float> : is_few<Bf16>)(rows, depth, columns);
+}
+
 extern const Variant variant;
-const Variant variant = {MIXTURA_NAME, MR, NR, B_WORDS + A_WORDS + C_WORDS, columns, run, dense_scratch, run_dense};
+const Variant variant = {MIXTURA_NAME, MR, NR, B_WORDS + A_WORDS + C_WORDS, columns, few, run, dense_scratch, run_dense};
 
 }  // namespace MIXTURA_VARIANT
