@@ -117,11 +117,10 @@ static void few_product(const Rows<T>& x, int64_t r0, int64_t m, const Matrix<T>
   done(c, ldc, 0, m);
 }
 
-// Up to how many rows, and whether they and their results find room. A matrix that is read along the depth is cut into
-// blocks of any size, else into whole rows.
+// Are they few, and is there room for them? `depth` of rows that are packed, 0 where they are read as they lie.
 template <class T>
-static bool is_few(int64_t m, int64_t depth, int64_t columns) {
-  return m <= FEW_ROWS && m * (words_of<T>(depth) + W) <= B_WORDS && m * (columns + 3 * NR) <= C_WORDS;
+static bool is_few(int64_t m, int64_t depth) {
+  return m <= FEW_ROWS && m * (words_of<T>(depth) + W) <= B_WORDS;
 }
 
 }  // namespace MIXTURA_VARIANT

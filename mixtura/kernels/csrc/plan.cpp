@@ -38,7 +38,7 @@ struct Planner {
   }
 
   bool is_few(const Shape& s, int64_t count) const {
-    return s.rows < 0 && v.few(count, s.depth, s.along ? 0 : s.columns * s.factor, p.dtype);
+    return s.rows < 0 && v.few(count, s.along ? s.depth : 0, p.dtype);
   }
 
   // Columns of one task. They do not depend on the number of threads, since sums of dweight are cut there.

@@ -75,7 +75,7 @@ struct Variant {
   int64_t panel;                                 // columns of one register tile
   int64_t scratch_words;                         // 32-bit words that `run` wants as scratch, on 64 bytes
   int64_t (*columns)(int64_t depth, int dtype);  // columns of one task for products over `depth`
-  bool (*few)(int64_t rows, int64_t depth, int64_t columns, int dtype);  // read the matrix in place?
+  bool (*few)(int64_t rows, int64_t depth, int dtype);  // read the matrix in place? depth: of rows that are packed
   void (*run)(const MixturaProblem& problem, const Task& task, float* scratch);
   int64_t (*dense_scratch)(const MixturaDense& problem);
   void (*run_dense)(const MixturaDense& problem, int64_t task, float* scratch);

@@ -54,8 +54,8 @@ static int64_t columns(int64_t depth, int dtype) {
   return smaller(room, 512 / NR) * NR;
 }
 
-static bool few(int64_t rows, int64_t depth, int64_t columns, int dtype) {
-  return (dtype == MIXTURA_F32 ? is_few<float> : is_few<Bf16>)(rows, depth, columns);
+static bool few(int64_t rows, int64_t depth, int dtype) {
+  return (dtype == MIXTURA_F32 ? is_few<float> : is_few<Bf16>)(rows, depth);
 }
 
 extern const Variant variant;
