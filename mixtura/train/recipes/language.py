@@ -55,8 +55,8 @@ def lm_tiny_dense() -> LanguageConfig:
 def lm_small() -> LanguageConfig:
     """The next size: four blocks of width 128, 32 experts in every second, two chosen, 2,048 byte-pair tokens.
 
-    Cost: a token meets eleven times as many parameters as in lm-tiny, in steps of as many tokens. Result: not run to
-    its end yet.
+    Cost: a token meets eleven times as many parameters as in lm-tiny; 19.5 minutes on two busy cores. Result: 0.962
+    nats per byte after 3,000 steps, where lm-tiny ends at 1.31; one seed.
 
     Example:
         >>> lm_small().model.k
